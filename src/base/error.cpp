@@ -1,0 +1,44 @@
+#include "base/error.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+namespace megalodon {
+namespace {
+std::string one_line(std::string_view what, std::string_view where, std::string_view what_to_do) {
+  std::string line(what);
+  if (!where.empty()) line.append(" (").append(where).append(")");
+  if (!what_to_do.empty()) line.append(": ").append(what_to_do);
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  return line;
+}
+}  // namespace
+
+Error::Error(Kind kind, std::string_view what, std::string_view where, std::string_view what_to_do)
+    : std::runtime_error(one_line(what, where, what_to_do)), kind_(kind) {}
+
+void fail_request(std::string_view what, std::string_view where, std::string_view what_to_do) {
+  throw Error(Error::Kind::request, what, where, what_to_do);
+}
+
+void fail_work(std::string_view what, std::string_view where, std::string_view what_to_do) {
+  throw Error(Error::Kind::work, what, where, what_to_do);
+}
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t substituted = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({row[j] + 1, row[j + 1] + 1, substituted});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace megalodon

@@ -1,0 +1,85 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace megalodon {
+
+// Errors of this header are request errors that name the path, for reading, and work errors for writing.
+
+// A whole file, mapped read-only. Movable. An empty file maps to an empty span.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path& path);
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+std::string read_file(const std::filesystem::path& path);
+
+// A file that appears whole or not at all: written beside its place, flushed, fsynced, renamed over `path`, and the folder
+// fsynced, by commit(). Destroyed without commit(), it removes what it wrote and leaves what was at `path` alone.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::filesystem::path path);
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  ~AtomicFile();
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text);
+  void commit();
+
+ private:
+  void fail(const char* action) const;
+  std::filesystem::path path_, temporary_;
+  int descriptor_ = -1;
+};
+
+void write_file_atomically(const std::filesystem::path& path, std::string_view text);
+
+// Renames `from` to `to` (a folder too) and fsyncs the folder that holds it.
+void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to);
+
+// Appends whole lines to a file (metrics.jsonl): each line is one write.
+class LineAppender {
+ public:
+  explicit LineAppender(const std::filesystem::path& path);
+  LineAppender(const LineAppender&) = delete;
+  LineAppender& operator=(const LineAppender&) = delete;
+  ~LineAppender();
+  void append(std::string_view line);  // without its newline
+
+ private:
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+};
+
+// Exclusive use of a folder by this process for as long as it lives (flock on FOLDER/.lock); a request error naming the
+// folder where another process holds it. Crashes release it.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::filesystem::path& folder);
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+  ~FolderLock();
+
+ private:
+  int descriptor_ = -1;
+};
+
+}  // namespace megalodon

@@ -1,0 +1,35 @@
+#include "ops/swiglu/swiglu.h"
+
+#include <gtest/gtest.h>
+
+#include "ops/testing.h"
+
+namespace megalodon::ops {
+namespace {
+
+TEST(Swiglu, AgreesWithReference) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1}, {3, 5, 7}, {2, 64}, {4, 1000, 33}}) {
+      const auto a = testing::random(shape, type), b = testing::random(shape, type);
+      testing::expect_agreement([](const auto& x) { return at::TensorList({swiglu(x[0], x[1])}).vec(); },
+                                [](const auto& x) { return at::TensorList({swiglu_reference(x[0], x[1])}).vec(); },
+                                {a, b});
+      testing::expect_agreement([](const auto& x) { return at::TensorList({swiglu(x[0])}).vec(); },
+                                [](const auto& x) { return at::TensorList({swiglu_reference(x[0])}).vec(); }, {a});
+    }
+  }
+}
+
+TEST(Swiglu, GradientsMeetFiniteDifferences) {
+  const auto a = testing::random({3, 5}, at::kDouble), b = testing::random({3, 5}, at::kDouble);
+  testing::expect_gradients([](const auto& x) { return at::TensorList({swiglu(x[0], x[1])}).vec(); }, {a, b});
+}
+
+TEST(Swiglu, NamesWhatDoesNotFit) {
+  testing::expect_error([] { swiglu(at::zeros({2, 3}), at::zeros({3, 2})); },
+                        "[swiglu] b: expected shape [2, 3], got [3, 2]");
+  testing::expect_error([] { swiglu(at::zeros({2}, at::kHalf)); }, "[swiglu] a: float16 is not supported");
+}
+
+}  // namespace
+}  // namespace megalodon::ops

@@ -1,0 +1,149 @@
+#include "ops/testing.h"
+
+#include <ATen/Context.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace megalodon::ops::testing {
+namespace {
+
+bool is_floating(const at::Tensor& x) { return x.is_floating_point() || x.is_complex(); }
+
+at::Tensor in_double(const at::Tensor& x) {
+  return x.is_complex() ? x.to(at::kComplexDouble) : x.is_floating_point() ? x.to(at::kDouble) : x;
+}
+
+Tensors leaves(const Tensors& inputs) {
+  Tensors out;
+  for (const auto& x : inputs) {
+    out.push_back(is_floating(x) ? x.detach().clone().set_requires_grad(true) : x);
+  }
+  return out;
+}
+
+Tensors differentiable(const Tensors& tensors) {
+  Tensors out;
+  for (const auto& x : tensors) {
+    if (x.requires_grad()) out.push_back(x);
+  }
+  return out;
+}
+
+// NaN in all new memory while it lives.
+class PoisonedMemory {
+ public:
+  PoisonedMemory() {
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+    at::globalContext().setDeterministicFillUninitializedMemory(true);
+  }
+  ~PoisonedMemory() { at::globalContext().setDeterministicAlgorithms(false, false); }
+  PoisonedMemory(const PoisonedMemory&) = delete;
+  PoisonedMemory& operator=(const PoisonedMemory&) = delete;
+};
+
+Tensors gradients(const Tensors& outputs, const Tensors& inputs, const Tensors& upstream) {
+  Tensors roots, seeds;
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    if (!outputs[i].requires_grad()) continue;
+    roots.push_back(outputs[i]);
+    seeds.push_back(upstream[i].to(outputs[i].scalar_type()));
+  }
+  return torch::autograd::grad(roots, differentiable(inputs), seeds, {}, false, /*allow_unused=*/false);
+}
+
+}  // namespace
+
+at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
+  static uint64_t seed = 0;
+  auto generator = at::detail::createCPUGenerator(++seed);
+  const bool complex = at::isComplexType(type);
+  const auto x = at::randn(shape, generator, complex ? at::kComplexDouble : at::kDouble);
+  return x.to(type);
+}
+
+double relative_error(const at::Tensor& a, const at::Tensor& b) {
+  const auto reference = in_double(b);
+  const double norm = at::linalg_vector_norm(reference).item<double>();
+  const double error = at::linalg_vector_norm(in_double(a) - reference).item<double>();
+  return norm > 0 ? error / norm : error;
+}
+
+void expect_agreement(const Function& fast, const Function& reference, const Tensors& inputs, double tolerance) {
+  bool bfloat16 = false;
+  for (const auto& x : inputs) bfloat16 |= x.scalar_type() == at::kBFloat16;
+  if (tolerance == 0) tolerance = bfloat16 ? 1.5e-2 : 2e-6;
+
+  Tensors in64;
+  for (const auto& x : inputs) in64.push_back(in_double(x));
+  const auto want_in = leaves(in64), got_in = leaves(inputs);
+  const auto want = reference(want_in);
+  Tensors upstream;
+  for (const auto& y : want) upstream.push_back(is_floating(y) ? random(y.sizes(), y.scalar_type()) : at::Tensor());
+  for (std::size_t i = 0; bfloat16 && i < upstream.size(); ++i) {
+    if (upstream[i].defined() && !upstream[i].is_complex()) upstream[i] = upstream[i].to(at::kBFloat16).to(at::kDouble);
+  }
+  const auto want_grad = gradients(want, want_in, upstream);
+
+  const PoisonedMemory poisoned;
+  const auto got = fast(got_in);
+  ASSERT_EQ(got.size(), want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    ASSERT_EQ(got[i].sizes(), want[i].sizes()) << "output " << i;
+    EXPECT_LE(relative_error(got[i], want[i]), tolerance) << "output " << i << " of shape " << got[i].sizes();
+  }
+  const auto got_grad = gradients(got, got_in, upstream);
+  for (std::size_t i = 0; i < got_grad.size(); ++i) {
+    EXPECT_LE(relative_error(got_grad[i], want_grad[i]), tolerance)
+        << "gradient " << i << " of shape " << got_grad[i].sizes();
+  }
+}
+
+void expect_gradients(const Function& f, const Tensors& inputs) {
+  const auto in = leaves(inputs);
+  const auto out = f(in);
+  Tensors upstream;
+  for (const auto& y : out) upstream.push_back(is_floating(y) ? random(y.sizes(), y.scalar_type()) : at::Tensor());
+  const auto loss = [&](const Tensors& x) {
+    const at::NoGradGuard no_grad;
+    const auto y = f(x);
+    double sum = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      if (is_floating(y[i])) sum += at::real(at::conj(upstream[i]) * y[i]).sum().item<double>();
+    }
+    return sum;
+  };
+  const auto analytic = gradients(out, in, upstream);
+  constexpr double step = 1e-6;
+  std::size_t g = 0;
+  for (std::size_t i = 0; i < in.size(); ++i) {
+    if (!in[i].requires_grad()) continue;
+    // A complex gradient is (dL/d re, dL/d im).
+    const auto as_real = [](const at::Tensor& x) { return (x.is_complex() ? at::view_as_real(x.resolve_conj()) : x).contiguous().view(-1); };
+    auto moved = in;
+    const auto base = in[i].detach().clone();
+    const auto numeric = at::empty({as_real(base).numel()}, at::kDouble);
+    for (int64_t j = 0; j < numeric.numel(); ++j) {
+      double sides[2];
+      for (const int side : {0, 1}) {
+        auto x = base.clone();
+        as_real(x)[j] += side == 0 ? -step : step;
+        moved[i] = x;
+        sides[side] = loss(moved);
+      }
+      numeric[j] = (sides[1] - sides[0]) / (2 * step);
+    }
+    EXPECT_LE(relative_error(as_real(analytic[g]), numeric), 1e-6) << "gradient of input " << i;
+    ++g;
+  }
+}
+
+void expect_error(const std::function<void()>& f, const std::string& text) {
+  try {
+    f();
+    ADD_FAILURE() << "no error; expected: " << text;
+  } catch (const c10::Error& error) {
+    EXPECT_NE(std::string(error.what_without_backtrace()).find(text), std::string::npos) << error.what_without_backtrace();
+  }
+}
+
+}  // namespace megalodon::ops::testing
