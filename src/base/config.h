@@ -11,15 +11,18 @@
 
 namespace megalodon {
 
-// A TOML configuration, read key by key. Every get() names the key by its dotted path ("model.layers"), checks type and
-// range, and records it; finish() reports keys that nothing asked for, with their line and the nearest key that was asked
-// for. The resolved values, defaults included, come out of resolved(): a TOML text that parses to the same configuration.
-// All errors are request errors: `unknown key 'trian.steps' (run.toml:7): did you mean 'train.steps'?`
+// A TOML configuration, read key by key. Every get() names the key by its dotted path ("model.layers"),
+// checks type and range, and records it; finish() reports keys that nothing asked for, with their line and
+// the nearest key that was asked for. The resolved values, defaults included, come out of resolved(): a TOML
+// text that parses to the same configuration. All errors are request errors: `unknown key 'trian.steps'
+// (run.toml:7): did you mean 'train.steps'?`
 class Config {
  public:
-  // overrides: "key=value" in TOML syntax (a bare word that is not a TOML value counts as a string); they win over the file.
+  // overrides: "key=value" in TOML syntax (a bare word that is not a TOML value counts as a string); they win
+  // over the file.
   static Config from_file(const std::filesystem::path& path, std::span<const std::string> overrides = {});
-  static Config from_text(std::string_view text, std::string_view name, std::span<const std::string> overrides = {});
+  static Config from_text(std::string_view text, std::string_view name,
+                          std::span<const std::string> overrides = {});
   Config(Config&&) noexcept;
   Config& operator=(Config&&) noexcept;
   ~Config();
@@ -35,7 +38,8 @@ class Config {
   std::string string(std::string_view key);
   std::string string(std::string_view key, std::string_view fallback);
   // One of `choices`; the error lists them.
-  std::string choice(std::string_view key, std::span<const std::string_view> choices, std::string_view fallback);
+  std::string choice(std::string_view key, std::span<const std::string_view> choices,
+                     std::string_view fallback);
   std::vector<std::string> strings(std::string_view key);
   std::vector<std::string> strings(std::string_view key, const std::vector<std::string>& fallback);
   std::vector<std::int64_t> integers(std::string_view key, const std::vector<std::int64_t>& fallback);

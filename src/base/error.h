@@ -9,7 +9,10 @@ namespace megalodon {
 // The command line prints it behind `error: ` and exits with the code of its kind.
 class Error : public std::runtime_error {
  public:
-  enum class Kind : int { work = 1, request = 2 };  // the exit code: the work failed, or the request was wrong
+  enum class Kind : int {
+    work = 1,
+    request = 2
+  };  // the exit code: the work failed, or the request was wrong
 
   Error(Kind kind, std::string_view what, std::string_view where, std::string_view what_to_do);
   Kind kind() const { return kind_; }

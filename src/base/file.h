@@ -31,8 +31,9 @@ class MappedFile {
 
 std::string read_file(const std::filesystem::path& path);
 
-// A file that appears whole or not at all: written beside its place, flushed, fsynced, renamed over `path`, and the folder
-// fsynced, by commit(). Destroyed without commit(), it removes what it wrote and leaves what was at `path` alone.
+// A file that appears whole or not at all: written beside its place, flushed, fsynced, renamed over `path`,
+// and the folder fsynced, by commit(). Destroyed without commit(), it removes what it wrote and leaves what
+// was at `path` alone.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
@@ -69,8 +70,8 @@ class LineAppender {
   int descriptor_ = -1;
 };
 
-// Exclusive use of a folder by this process for as long as it lives (flock on FOLDER/.lock); a request error naming the
-// folder where another process holds it. Crashes release it.
+// Exclusive use of a folder by this process for as long as it lives (flock on FOLDER/.lock); a request error
+// naming the folder where another process holds it. Crashes release it.
 class FolderLock {
  public:
   explicit FolderLock(const std::filesystem::path& folder);

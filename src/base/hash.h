@@ -9,7 +9,9 @@
 namespace megalodon {
 
 std::uint64_t xxh3(std::span<const std::byte> bytes);
-inline std::uint64_t xxh3(std::string_view text) { return xxh3(std::as_bytes(std::span(text.data(), text.size()))); }
+inline std::uint64_t xxh3(std::string_view text) {
+  return xxh3(std::as_bytes(std::span(text.data(), text.size())));
+}
 std::uint64_t xxh3_of_file(const std::filesystem::path& path);
 std::string hex(std::uint64_t value);  // 16 digits
 

@@ -9,8 +9,8 @@ namespace megalodon {
 void log_note(std::string_view message);
 void log_warning(std::string_view message);
 
-// Progress of long work on stderr: a bar that redraws itself on a terminal, elsewhere a plain line every few seconds (10) and
-// at the end. Shows done/total, rate, time left and a free text ("loss 2.31").
+// Progress of long work on stderr: a bar that redraws itself on a terminal, elsewhere a plain line every few
+// seconds (10) and at the end. Shows done/total, rate, time left and a free text ("loss 2.31").
 class Progress {
  public:
   Progress(std::string label, std::int64_t total, std::string unit);

@@ -20,7 +20,8 @@ struct Job {
 };
 void share(void* p) {
   auto& j = *static_cast<Job*>(p);
-  const std::int64_t team = std::min<std::int64_t>(omp_get_num_threads(), (j.n + j.grain - 1) / j.grain), me = omp_get_thread_num();
+  const std::int64_t team = std::min<std::int64_t>(omp_get_num_threads(), (j.n + j.grain - 1) / j.grain),
+                     me = omp_get_thread_num();
   if (me >= team) return;
   const std::int64_t chunk = (j.n + team - 1) / team, begin = me * chunk, end = std::min(j.n, begin + chunk);
   if (begin >= end) return;
@@ -32,7 +33,8 @@ void share(void* p) {
   }
 }
 }  // namespace
-void parallel_for(std::int64_t n, std::int64_t grain, void (*body)(void*, std::int64_t, std::int64_t), void* data) {
+void parallel_for(std::int64_t n, std::int64_t grain, void (*body)(void*, std::int64_t, std::int64_t),
+                  void* data) {
   if (n <= 0) return;
   if (n <= grain || omp_get_max_threads() == 1 || omp_in_parallel()) return body(data, 0, n);
   Job job{n, std::max<std::int64_t>(grain, 1), body, data, {}, nullptr};
@@ -40,6 +42,8 @@ void parallel_for(std::int64_t n, std::int64_t grain, void (*body)(void*, std::i
   if (job.error) std::rethrow_exception(job.error);
 }
 
-int thread_count() { return omp_get_max_threads(); }
+int thread_count() {
+  return omp_get_max_threads();
+}
 
 }  // namespace megalodon

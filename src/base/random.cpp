@@ -5,9 +5,11 @@
 
 namespace megalodon {
 
-std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_low, std::uint64_t counter_high) {
-  std::array<std::uint32_t, 4> c{static_cast<std::uint32_t>(counter_low), static_cast<std::uint32_t>(counter_low >> 32),
-                                 static_cast<std::uint32_t>(counter_high), static_cast<std::uint32_t>(counter_high >> 32)};
+std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_low,
+                                    std::uint64_t counter_high) {
+  std::array<std::uint32_t, 4> c{
+      static_cast<std::uint32_t>(counter_low), static_cast<std::uint32_t>(counter_low >> 32),
+      static_cast<std::uint32_t>(counter_high), static_cast<std::uint32_t>(counter_high >> 32)};
   std::uint32_t k0 = static_cast<std::uint32_t>(key), k1 = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53u} * c[0], b = std::uint64_t{0xCD9E8D57u} * c[2];
@@ -24,7 +26,8 @@ std::uint64_t random_key(std::uint64_t seed, Purpose purpose) {
   return words[0] | (std::uint64_t{words[1]} << 32);
 }
 
-Random::Random(std::uint64_t seed, Purpose purpose, std::uint64_t step) : key_(random_key(seed, purpose)), step_(step) {}
+Random::Random(std::uint64_t seed, Purpose purpose, std::uint64_t step)
+    : key_(random_key(seed, purpose)), step_(step) {}
 
 std::uint32_t Random::next() {
   if (used_ == words_.size()) {

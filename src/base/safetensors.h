@@ -29,10 +29,11 @@ struct SafetensorsHeader {
   std::size_t data_offset;  // where the data starts in the file
 };
 
-// Parses and checks the header of a safetensors file that is `file` bytes whole. Refused, each with its reason: a header
-// beyond 100 MB or the file, JSON that is not an object, duplicate keys, unknown types, negative or overflowing shapes, offsets
-// out of order, outside the data or at odds with the shape, overlaps, holes, more than 100,000 entries.
-// Allocates in proportion to the header's length alone. Errors are request errors naming `where`.
+// Parses and checks the header of a safetensors file that is `file` bytes whole. Refused, each with its
+// reason: a header beyond 100 MB or the file, JSON that is not an object, duplicate keys, unknown types,
+// negative or overflowing shapes, offsets out of order, outside the data or at odds with the shape, overlaps,
+// holes, more than 100,000 entries. Allocates in proportion to the header's length alone. Errors are request
+// errors naming `where`.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string_view where);
 
 // A safetensors file, mapped.
@@ -42,7 +43,7 @@ class SafetensorsFile {
   const SafetensorsHeader& header() const { return header_; }
   const std::filesystem::path& path() const { return file_.path(); }
   bool has(const std::string& name) const { return header_.tensors.contains(name); }
-  const TensorInfo& info(const std::string& name) const;                    // request error where it is missing
+  const TensorInfo& info(const std::string& name) const;  // request error where it is missing
   std::span<const std::byte> data(const std::string& name) const;
 
  private:

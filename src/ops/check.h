@@ -4,8 +4,8 @@
 
 #include "ops/bfloat16.h"
 
-// What the operators share: argument checks whose messages name operator, argument, expected and got, and the choice
-// between the fast kernels and the reference.
+// What the operators share: argument checks whose messages name operator, argument, expected and got, and the
+// choice between the fast kernels and the reference.
 namespace megalodon::ops {
 
 // `shape` entries of -1 match any size.
@@ -13,10 +13,12 @@ void check_shape(const char* op, const char* argument, const at::Tensor& x, at::
 void check_type(const char* op, const char* argument, const at::Tensor& x, at::ScalarType expected);
 // float32, bfloat16 or float64; float16 is refused: EMA states and cumulative statistics overflow it.
 void check_activation(const char* op, const char* argument, const at::Tensor& x, int64_t dimensions = -1);
-// The type of statistics, coefficients and states beside an activation `x`: float64 beside float64, else float32.
+// The type of statistics, coefficients and states beside an activation `x`: float64 beside float64, else
+// float32.
 at::ScalarType statistics_type(const at::Tensor& x);
 
-// Whether the fast kernels take this activation: a CPU tensor of float32 or bfloat16. Others run the reference.
+// Whether the fast kernels take this activation: a CPU tensor of float32 or bfloat16. Others run the
+// reference.
 bool has_fast_kernel(const at::Tensor& x);
 
 // Calls f with a null pointer of the kernels' element type for x: `float*` or `Bfloat16*`.

@@ -1,5 +1,5 @@
-// Vectors of float32 over float32 or bfloat16 memory. Included once for each SIMD target, after hwy/foreach_target.h,
-// by kernel files alone (ops/swiglu/cpu.cpp is the pattern).
+// Vectors of float32 over float32 or bfloat16 memory. Included once for each SIMD target, after
+// hwy/foreach_target.h, by kernel files alone (ops/swiglu/cpu.cpp is the pattern).
 #if defined(MEGALODON_OPS_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MEGALODON_OPS_SIMD_INL_H_
 #undef MEGALODON_OPS_SIMD_INL_H_
@@ -7,8 +7,8 @@
 #define MEGALODON_OPS_SIMD_INL_H_
 #endif
 
-#include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
+#include <hwy/highway.h>
 
 #include <cstdint>
 
@@ -24,7 +24,9 @@ using FloatVec = hn::Vec<FloatTag>;
 inline constexpr FloatTag kFloat{};
 inline constexpr std::int64_t kLanes = hn::MaxLanes(kFloat);  // float32 lanes of a vector: 4, 8 or 16
 
-HWY_INLINE FloatVec load(const float* p) { return hn::LoadU(kFloat, p); }
+HWY_INLINE FloatVec load(const float* p) {
+  return hn::LoadU(kFloat, p);
+}
 HWY_INLINE FloatVec load(const Bfloat16* p) {
   const hn::Rebind<std::uint16_t, FloatTag> d16;
   const hn::Rebind<std::uint32_t, FloatTag> d32;
@@ -32,7 +34,9 @@ HWY_INLINE FloatVec load(const Bfloat16* p) {
   return hn::BitCast(kFloat, hn::ShiftLeft<16>(wide));
 }
 
-HWY_INLINE void store(FloatVec v, float* p) { hn::StoreU(v, kFloat, p); }
+HWY_INLINE void store(FloatVec v, float* p) {
+  hn::StoreU(v, kFloat, p);
+}
 HWY_INLINE void store(FloatVec v, Bfloat16* p) {  // to the nearest, ties to even; NaN stays NaN
   const hn::Rebind<std::uint16_t, FloatTag> d16;
   const hn::Rebind<std::uint32_t, FloatTag> d32;

@@ -1,16 +1,17 @@
 #pragma once
 #include <hwy/highway.h>
 
-// Kernels are compiled for the baseline, AVX2 and AVX-512 (HWY_DISABLED_TARGETS in CMakeLists.txt leaves out the rest).
-// MEGALODON_DISPATCH(f) is the address of the best one for this processor; unlike HWY_DYNAMIC_DISPATCH it takes
-// templates and needs nothing of Highway's compiled library. Use it inside #if HWY_ONCE, in namespace megalodon::ops::*.
+// Kernels are compiled for the baseline, AVX2 and AVX-512 (HWY_DISABLED_TARGETS in CMakeLists.txt leaves out
+// the rest). MEGALODON_DISPATCH(f) is the address of the best one for this processor; unlike
+// HWY_DYNAMIC_DISPATCH it takes templates and needs nothing of Highway's compiled library. Use it inside #if
+// HWY_ONCE, in namespace megalodon::ops::*.
 #if HWY_ARCH_X86
-#define MEGALODON_DISPATCH(...)                                                     \
-  (::megalodon::ops::simd_level() == ::megalodon::ops::SimdLevel::avx512            \
-       ? &::megalodon::ops::N_AVX3::__VA_ARGS__                                     \
-       : ::megalodon::ops::simd_level() == ::megalodon::ops::SimdLevel::avx2        \
-             ? &::megalodon::ops::N_AVX2::__VA_ARGS__                               \
-             : &::megalodon::ops::HWY_NAMESPACE::__VA_ARGS__)
+#define MEGALODON_DISPATCH(...)                                          \
+  (::megalodon::ops::simd_level() == ::megalodon::ops::SimdLevel::avx512 \
+       ? &::megalodon::ops::N_AVX3::__VA_ARGS__                          \
+   : ::megalodon::ops::simd_level() == ::megalodon::ops::SimdLevel::avx2 \
+       ? &::megalodon::ops::N_AVX2::__VA_ARGS__                          \
+       : &::megalodon::ops::HWY_NAMESPACE::__VA_ARGS__)
 #else
 #define MEGALODON_DISPATCH(...) (&::megalodon::ops::HWY_NAMESPACE::__VA_ARGS__)
 #endif

@@ -7,7 +7,9 @@
 namespace megalodon::ops::testing {
 namespace {
 
-bool is_floating(const at::Tensor& x) { return x.is_floating_point() || x.is_complex(); }
+bool is_floating(const at::Tensor& x) {
+  return x.is_floating_point() || x.is_complex();
+}
 
 at::Tensor in_double(const at::Tensor& x) {
   return x.is_complex() ? x.to(at::kComplexDouble) : x.is_floating_point() ? x.to(at::kDouble) : x;
@@ -68,7 +70,8 @@ double relative_error(const at::Tensor& a, const at::Tensor& b) {
   return norm > 0 ? error / norm : error;
 }
 
-void expect_agreement(const Function& fast, const Function& reference, const Tensors& inputs, double tolerance) {
+void expect_agreement(const Function& fast, const Function& reference, const Tensors& inputs,
+                      double tolerance) {
   bool bfloat16 = false;
   for (const auto& x : inputs) bfloat16 |= x.scalar_type() == at::kBFloat16;
   if (tolerance == 0) tolerance = bfloat16 ? 1.5e-2 : 2e-6;
@@ -78,9 +81,11 @@ void expect_agreement(const Function& fast, const Function& reference, const Ten
   const auto want_in = leaves(in64), got_in = leaves(inputs);
   const auto want = reference(want_in);
   Tensors upstream;
-  for (const auto& y : want) upstream.push_back(is_floating(y) ? random(y.sizes(), y.scalar_type()) : at::Tensor());
+  for (const auto& y : want)
+    upstream.push_back(is_floating(y) ? random(y.sizes(), y.scalar_type()) : at::Tensor());
   for (std::size_t i = 0; bfloat16 && i < upstream.size(); ++i) {
-    if (upstream[i].defined() && !upstream[i].is_complex()) upstream[i] = upstream[i].to(at::kBFloat16).to(at::kDouble);
+    if (upstream[i].defined() && !upstream[i].is_complex())
+      upstream[i] = upstream[i].to(at::kBFloat16).to(at::kDouble);
   }
   const auto want_grad = gradients(want, want_in, upstream);
 
@@ -102,7 +107,8 @@ void expect_gradients(const Function& f, const Tensors& inputs) {
   const auto in = leaves(inputs);
   const auto out = f(in);
   Tensors upstream;
-  for (const auto& y : out) upstream.push_back(is_floating(y) ? random(y.sizes(), y.scalar_type()) : at::Tensor());
+  for (const auto& y : out)
+    upstream.push_back(is_floating(y) ? random(y.sizes(), y.scalar_type()) : at::Tensor());
   const auto loss = [&](const Tensors& x) {
     const at::NoGradGuard no_grad;
     const auto y = f(x);
@@ -118,7 +124,9 @@ void expect_gradients(const Function& f, const Tensors& inputs) {
   for (std::size_t i = 0; i < in.size(); ++i) {
     if (!in[i].requires_grad()) continue;
     // A complex gradient is (dL/d re, dL/d im).
-    const auto as_real = [](const at::Tensor& x) { return (x.is_complex() ? at::view_as_real(x.resolve_conj()) : x).contiguous().view(-1); };
+    const auto as_real = [](const at::Tensor& x) {
+      return (x.is_complex() ? at::view_as_real(x.resolve_conj()) : x).contiguous().view(-1);
+    };
     auto moved = in;
     const auto base = in[i].detach().clone();
     const auto numeric = at::empty({as_real(base).numel()}, at::kDouble);
@@ -142,7 +150,8 @@ void expect_error(const std::function<void()>& f, const std::string& text) {
     f();
     ADD_FAILURE() << "no error; expected: " << text;
   } catch (const c10::Error& error) {
-    EXPECT_NE(std::string(error.what_without_backtrace()).find(text), std::string::npos) << error.what_without_backtrace();
+    EXPECT_NE(std::string(error.what_without_backtrace()).find(text), std::string::npos)
+        << error.what_without_backtrace();
   }
 }
 

@@ -17,12 +17,15 @@ at::Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kFloat);
 // ||a - b|| / ||b|| in float64 (complex128 for complex); the norm of a where b is zero.
 double relative_error(const at::Tensor& a, const at::Tensor& b);
 
-// `fast` on `inputs` agrees with `reference` on the inputs in float64: outputs, and the gradients of every floating
-// input under random upstream gradients. The bound is `tolerance` (0: 2e-6 for float32, 1.5e-2 for bfloat16), norm-wise.
-// New memory is filled with NaN while `fast` runs, so that what a kernel leaves unwritten shows.
-void expect_agreement(const Function& fast, const Function& reference, const Tensors& inputs, double tolerance = 0);
+// `fast` on `inputs` agrees with `reference` on the inputs in float64: outputs, and the gradients of every
+// floating input under random upstream gradients. The bound is `tolerance` (0: 2e-6 for float32, 1.5e-2 for
+// bfloat16), norm-wise. New memory is filled with NaN while `fast` runs, so that what a kernel leaves
+// unwritten shows.
+void expect_agreement(const Function& fast, const Function& reference, const Tensors& inputs,
+                      double tolerance = 0);
 
-// The gradients of `f` at float64 (or complex128) inputs meet central differences, for outputs real or complex.
+// The gradients of `f` at float64 (or complex128) inputs meet central differences, for outputs real or
+// complex.
 void expect_gradients(const Function& f, const Tensors& inputs);
 
 // `f` throws a c10::Error whose message contains `text`.

@@ -11,7 +11,7 @@ struct AttentionCache {
 };
 
 struct AttentionOptions {
-  int64_t chunk = 0;            // positions a chunk; 0: the whole sequence is one chunk (plain causal attention)
+  int64_t chunk = 0;  // positions a chunk; 0: the whole sequence is one chunk (plain causal attention)
   int64_t previous_chunks = 0;  // how many earlier chunks a position sees besides its own
   double scale = 1.0;           // multiplies q k^T
   double dropout = 0.0;         // on the softmax weights
@@ -20,17 +20,18 @@ struct AttentionOptions {
 
 // Causal attention confined to chunks: the query at position p sees the positions s <= p with
 // floor(s/chunk) >= floor(p/chunk) - previous_chunks. The query t of row b is at position start[b] + t.
-// q [B, L, H, dk], k [B, L, Hkv, dk], v [B, L, Hkv, dv] float32 or bfloat16 (float64 runs the reference), H a multiple of Hkv
-// (grouped queries: head h reads key head floor(h / (H/Hkv))); start [B] int64 >= 0. The softmax is float32.
-// Keys before start[b] come from `cache` (in the dtype of q), which must hold all that are visible; without a cache
-// every start[b] must be at a chunk's border, or 0 where chunk = 0. The cache is read, never written.
-// Work is confined to what is visible; no [chunk, chunk] matrix for all chunks at once.
+// q [B, L, H, dk], k [B, L, Hkv, dk], v [B, L, Hkv, dv] float32 or bfloat16 (float64 runs the reference), H a
+// multiple of Hkv (grouped queries: head h reads key head floor(h / (H/Hkv))); start [B] int64 >= 0. The
+// softmax is float32. Keys before start[b] come from `cache` (in the dtype of q), which must hold all that
+// are visible; without a cache every start[b] must be at a chunk's border, or 0 where chunk = 0. The cache is
+// read, never written. Work is confined to what is visible; no [chunk, chunk] matrix for all chunks at once.
 // Returns o [B, L, H, dv]. Differentiable in q, k, v where there is no cache.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                      const AttentionOptions& options, const std::optional<AttentionCache>& cache = {});
 
 // The same in plain torch operations. Any device; float32 or float64.
-at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
-                               const AttentionOptions& options, const std::optional<AttentionCache>& cache = {});
+at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                               const at::Tensor& start, const AttentionOptions& options,
+                               const std::optional<AttentionCache>& cache = {});
 
 }  // namespace megalodon::ops

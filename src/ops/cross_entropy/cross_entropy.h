@@ -4,8 +4,8 @@
 namespace megalodon::ops {
 
 // Negative log-likelihood of each target: nll[t] = logsumexp(logits[t]) - logits[t, targets[t]], and 0 where
-// targets[t] = -100. logits [T, V] float32 or bfloat16 (float64 runs the reference); targets [T] int64 in 0..V-1 or -100.
-// Returns [T] float32. Differentiable in logits; keeps them and one float for each row.
+// targets[t] = -100. logits [T, V] float32 or bfloat16 (float64 runs the reference); targets [T] int64 in
+// 0..V-1 or -100. Returns [T] float32. Differentiable in logits; keeps them and one float for each row.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets);
 
 // The same in plain torch operations. Any device; float32 or float64.

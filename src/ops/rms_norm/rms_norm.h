@@ -10,6 +10,7 @@ namespace megalodon::ops {
 at::Tensor rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps = 1e-5);
 
 // The same in plain torch operations. Any device; float32 or float64.
-at::Tensor rms_norm_reference(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps = 1e-5);
+at::Tensor rms_norm_reference(const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                              double eps = 1e-5);
 
 }  // namespace megalodon::ops

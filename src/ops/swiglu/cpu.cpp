@@ -57,7 +57,8 @@ void backward(const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const T* HWY_RES
   }
   if (i < end) {
     const std::int64_t n = end - i;
-    const auto g = backward_one(load_some(a + i, n), b != nullptr ? load_some(b + i, n) : one, load_some(dy + i, n));
+    const auto g =
+        backward_one(load_some(a + i, n), b != nullptr ? load_some(b + i, n) : one, load_some(dy + i, n));
     store_some(g.da, da + i, n);
     if (b != nullptr) store_some(g.db, db + i, n);
   }
@@ -83,13 +84,15 @@ void swiglu_forward(const T* a, const T* b, T* y, std::int64_t n) {
 template <class T>
 void swiglu_backward(const T* a, const T* b, const T* dy, T* da, T* db, std::int64_t n) {
   const auto kernel = MEGALODON_DISPATCH(backward<T>);
-  parallel_for(n, kGrain, [&](std::int64_t begin, std::int64_t end) { kernel(a, b, dy, da, db, begin, end); });
+  parallel_for(n, kGrain,
+               [&](std::int64_t begin, std::int64_t end) { kernel(a, b, dy, da, db, begin, end); });
 }
 
 template void swiglu_forward(const float*, const float*, float*, std::int64_t);
 template void swiglu_forward(const Bfloat16*, const Bfloat16*, Bfloat16*, std::int64_t);
 template void swiglu_backward(const float*, const float*, const float*, float*, float*, std::int64_t);
-template void swiglu_backward(const Bfloat16*, const Bfloat16*, const Bfloat16*, Bfloat16*, Bfloat16*, std::int64_t);
+template void swiglu_backward(const Bfloat16*, const Bfloat16*, const Bfloat16*, Bfloat16*, Bfloat16*,
+                              std::int64_t);
 
 }  // namespace megalodon::ops::cpu
 #endif

@@ -79,7 +79,9 @@ at::Tensor autograd(const at::Tensor& a, const std::optional<at::Tensor>& b) {
 
 }  // namespace
 
-at::Tensor swiglu(const at::Tensor& a, const std::optional<at::Tensor>& b) { return dispatch_forward(a, b); }
+at::Tensor swiglu(const at::Tensor& a, const std::optional<at::Tensor>& b) {
+  return dispatch_forward(a, b);
+}
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
   m.def("swiglu(Tensor a, Tensor? b=None) -> Tensor");
@@ -89,6 +91,8 @@ TORCH_LIBRARY_IMPL(megalodon, CPU, m) {
   m.impl("swiglu", &forward_cpu);
   m.impl("swiglu_backward", &backward_cpu);
 }
-TORCH_LIBRARY_IMPL(megalodon, Autograd, m) { m.impl("swiglu", &autograd); }
+TORCH_LIBRARY_IMPL(megalodon, Autograd, m) {
+  m.impl("swiglu", &autograd);
+}
 
 }  // namespace megalodon::ops

@@ -11,11 +11,12 @@ TEST(Swiglu, AgreesWithReference) {
   for (const auto type : {at::kFloat, at::kBFloat16}) {
     for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1}, {3, 5, 7}, {2, 64}, {4, 1000, 33}}) {
       const auto a = testing::random(shape, type), b = testing::random(shape, type);
-      testing::expect_agreement([](const auto& x) { return at::TensorList({swiglu(x[0], x[1])}).vec(); },
-                                [](const auto& x) { return at::TensorList({swiglu_reference(x[0], x[1])}).vec(); },
-                                {a, b});
+      testing::expect_agreement(
+          [](const auto& x) { return at::TensorList({swiglu(x[0], x[1])}).vec(); },
+          [](const auto& x) { return at::TensorList({swiglu_reference(x[0], x[1])}).vec(); }, {a, b});
       testing::expect_agreement([](const auto& x) { return at::TensorList({swiglu(x[0])}).vec(); },
-                                [](const auto& x) { return at::TensorList({swiglu_reference(x[0])}).vec(); }, {a});
+                                [](const auto& x) { return at::TensorList({swiglu_reference(x[0])}).vec(); },
+                                {a});
     }
   }
 }
