@@ -8,4 +8,7 @@ namespace megalodon::ops {
 // shape, float32, bfloat16 or float64; p in [0, 1). Differentiable in x.
 at::Tensor dropout(const at::Tensor& x, double p, int64_t key);
 
+// The same in plain torch operations, each element's random word drawn alone. Any device.
+at::Tensor dropout_reference(const at::Tensor& x, double p, int64_t key);
+
 }  // namespace megalodon::ops

@@ -22,10 +22,10 @@ struct TimestepNormResult {
 //   mean += (m_t - mean)/(n+1),   var = (n var + s_t)/(n+1) + n/(n+1)^2 (m_t - mean_before)^2,
 //   y_t = (x_t - mean)/sqrt(var + eps) (1 + weight) + bias.
 // x [B, L, D] float32 or bfloat16 (float64 runs the reference); weight, bias [D] float32; G =
-// state.mean.size(1) divides D. padding_mask [B, L] bool or none, true = padded: y is exactly 0 there, the
-// statistics stay, gradients are 0. A prior is a state that does not start fresh. With G = D a single step
-// has no variance: count > 1 is required there. Differentiable in x, weight, bias, state.mean, state.var and
-// from y, mean, var.
+// state.mean.size(1) divides D. padding_mask [B, L] bool or uint8 or none, not 0 = padded: y is exactly 0
+// there, the statistics stay, gradients are 0. A prior is a state that does not start fresh. With G = D a
+// single step has no variance: count > 1 is required there. L >= 1. Differentiable in x, weight, bias,
+// state.mean, state.var and from y, mean, var.
 TimestepNormResult timestep_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                                  const TimestepNormState& state,
                                  const std::optional<at::Tensor>& padding_mask = {}, double eps = 1e-5);
