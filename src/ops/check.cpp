@@ -1,5 +1,7 @@
 #include "ops/check.h"
 
+#include <algorithm>
+
 namespace megalodon::ops {
 namespace {
 std::string shape_text(at::IntArrayRef shape) {
@@ -42,6 +44,12 @@ at::ScalarType statistics_type(const at::Tensor& x) {
 
 bool has_fast_kernel(const at::Tensor& x) {
   return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+}
+
+bool needs_gradient(at::TensorList tensors) {
+  return at::GradMode::is_enabled() && std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& x) {
+           return x.defined() && x.requires_grad();
+         });
 }
 
 }  // namespace megalodon::ops

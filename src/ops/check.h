@@ -21,6 +21,9 @@ at::ScalarType statistics_type(const at::Tensor& x);
 // reference.
 bool has_fast_kernel(const at::Tensor& x);
 
+// Whether a gradient of any of these may be asked for, so that what the backward pass needs must be kept.
+bool needs_gradient(at::TensorList tensors);
+
 // Calls f with a null pointer of the kernels' element type for x: `float*` or `Bfloat16*`.
 template <class F>
 decltype(auto) with_element_type(const at::Tensor& x, F&& f) {

@@ -1,5 +1,6 @@
 #include "ops/layer_norm/layer_norm.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "ops/testing.h"
@@ -13,6 +14,59 @@ Tensors affine(const Tensors& in) {
 }
 Tensors plain(const Tensors& in) {
   return {layer_norm(in[0], std::nullopt, std::nullopt)};
+}
+
+Tensors affine_reference(const Tensors& in) {
+  return {layer_norm_reference(in[0], in[1], in[2])};
+}
+Tensors plain_reference(const Tensors& in) {
+  return {layer_norm_reference(in[0], std::nullopt, std::nullopt)};
+}
+
+TEST(LayerNorm, AgreesWithReference) {
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1},
+                                            {5, 1},
+                                            {7, 3},
+                                            {4, 16},
+                                            {2, 3, 67},
+                                            {1, 2, 3, 192},
+                                            {129, 48},
+                                            {5000, 33}}) {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      SCOPED_TRACE(at::str(at::IntArrayRef(shape), " ", type));
+      const auto x = testing::random(shape, type);
+      testing::expect_agreement(affine, affine_reference,
+                                {x, testing::random({shape.back()}), testing::random({shape.back()})});
+      testing::expect_agreement(plain, plain_reference, {x});
+    }
+  }
+}
+
+TEST(LayerNorm, AgreesAtEveryScale) {
+  for (const double scale : {1e-4, 1e-2, 1e4}) {
+    SCOPED_TRACE(scale);
+    testing::expect_agreement(
+        affine, affine_reference,
+        {testing::random({65, 40}) * scale, testing::random({40}), testing::random({40})});
+  }
+  testing::expect_agreement(affine, affine_reference,
+                            {testing::random({65, 40}) + 100, testing::random({40}), testing::random({40})});
+  testing::expect_agreement(affine, affine_reference,
+                            {at::full({3, 40}, 0.1f), testing::random({40}), testing::random({40})});
+}
+
+TEST(LayerNorm, WeightGradientsDoNotDependOnTheNumberOfThreads) {
+  const auto x = testing::random({1000, 24}), upstream = testing::random({1000, 24});
+  const auto gradient = [&](int threads) {
+    at::set_num_threads(threads);
+    auto w = at::ones({24}).set_requires_grad(true);
+    layer_norm(x, w, at::zeros({24})).backward(upstream);
+    return w.grad();
+  };
+  const int threads = at::get_num_threads();
+  const auto alone = gradient(1);
+  EXPECT_TRUE(gradient(2).equal(alone));
+  at::set_num_threads(threads);
 }
 
 TEST(LayerNorm, GradientsMeetFiniteDifferences) {

@@ -1,14 +1,21 @@
 #include "ops/rms_norm/rms_norm.h"
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "ops/check.h"
+#include "ops/column_sums.h"
+#include "ops/rms_norm/kernel.h"
 
 namespace megalodon::ops {
 namespace {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Parameter = std::optional<at::Tensor>;
+using Tensors2 = std::tuple<at::Tensor, at::Tensor>;
 
-void check(const at::Tensor& x, const std::optional<at::Tensor>& weight) {
+void check(const at::Tensor& x, const Parameter& weight) {
   check_activation("rms_norm", "x", x);
   TORCH_CHECK(x.dim() >= 1 && x.size(-1) >= 1, "[rms_norm] x: expected at least one feature, got shape ",
               x.sizes());
@@ -17,24 +24,92 @@ void check(const at::Tensor& x, const std::optional<at::Tensor>& weight) {
   check_shape("rms_norm", "weight", *weight, {x.size(-1)});
 }
 
-at::Tensor composite(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps) {
+// y, and 1/sqrt(mean(x^2) + eps) of each row.
+Tensors2 forward_cpu(const at::Tensor& x, const Parameter& weight, double eps) {
+  const auto D = x.size(-1), rows = x.numel() / D;
+  const auto x_ = x.contiguous(), weight_ = weight ? weight->contiguous() : at::Tensor();
+  const auto y = at::empty_like(x_), rstd = at::empty({rows}, x.options().dtype(at::kFloat));
+  with_element_type(x, [&]<class T>(T*) {
+    cpu::rms_norm_forward(pointer<T>(x_), pointer<float>(weight_), static_cast<float>(eps), rows, D,
+                          mutable_pointer<T>(y), mutable_pointer<float>(rstd));
+  });
+  return {y, rstd};
+}
+
+Tensors2 backward_cpu(const at::Tensor& x, const Parameter& weight, const at::Tensor& rstd,
+                      const at::Tensor& dy) {
+  const auto D = x.size(-1), rows = x.numel() / D;
+  const auto x_ = x.contiguous(), dy_ = dy.contiguous(), dx = at::empty_like(x_);
+  const auto weight_ = weight ? weight->contiguous() : at::Tensor();
+  const auto d_weight =
+      weight ? at::empty({row_block_count(rows), D}, x.options().dtype(at::kDouble)) : at::Tensor();
+  with_element_type(x, [&]<class T>(T*) {
+    cpu::rms_norm_backward(pointer<T>(x_), pointer<float>(weight_), pointer<float>(rstd), pointer<T>(dy_),
+                           rows, D, mutable_pointer<T>(dx), mutable_pointer<double>(d_weight));
+  });
+  return {dx, weight ? d_weight.sum(0).to(at::kFloat) : at::Tensor()};
+}
+
+at::Tensor infer_cpu(const at::Tensor& x, const Parameter& weight, double eps) {
   check(x, weight);
-  return rms_norm_reference(x, weight, eps);
+  return has_fast_kernel(x) ? std::get<0>(forward_cpu(x, weight, eps)) : rms_norm_reference(x, weight, eps);
+}
+
+template <class F>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
+}
+
+at::Tensor dispatch(const at::Tensor& x, const Parameter& weight, double eps) {
+  static const auto op = find<decltype(infer_cpu)>("megalodon::rms_norm");
+  return op.call(x, weight, eps);
+}
+
+struct RmsNorm : torch::autograd::Function<RmsNorm> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const Parameter& weight, double eps) {
+    static const auto op = find<decltype(forward_cpu)>("megalodon::rms_norm_forward");
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [y, rstd] = op.call(x, weight, eps);
+    ctx->save_for_backward({x, weight.value_or(at::Tensor()), rstd});
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    static const auto op = find<decltype(backward_cpu)>("megalodon::rms_norm_backward");
+    const auto saved = ctx->get_saved_variables();
+    const auto weight = saved[1].defined() ? Parameter(saved[1]) : std::nullopt;
+    const auto [dx, d_weight] = op.call(saved[0], weight, saved[2], dy[0]);
+    return {dx, d_weight, {}};
+  }
+};
+
+// float64 and devices without kernels are differentiated through the reference.
+at::Tensor autograd(const at::Tensor& x, const Parameter& weight, double eps) {
+  check(x, weight);
+  if (!has_fast_kernel(x)) return rms_norm_reference(x, weight, eps);
+  if (needs_gradient({x, weight.value_or(at::Tensor())})) return RmsNorm::apply(x, weight, eps);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return dispatch(x, weight, eps);
 }
 
 }  // namespace
 
-at::Tensor rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("megalodon::rms_norm", "").typed<decltype(composite)>();
-  return op.call(x, weight, eps);
+at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps) {
+  return dispatch(x, weight, eps);
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
   m.def("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-05) -> Tensor");
+  m.def("rms_norm_forward(Tensor x, Tensor? weight, float eps) -> (Tensor y, Tensor rstd)");
+  m.def(
+      "rms_norm_backward(Tensor x, Tensor? weight, Tensor rstd, Tensor dy) -> (Tensor dx, Tensor d_weight)");
 }
-TORCH_LIBRARY_IMPL(megalodon, CompositeImplicitAutograd, m) {
-  m.impl("rms_norm", &composite);
+TORCH_LIBRARY_IMPL(megalodon, CPU, m) {
+  m.impl("rms_norm", &infer_cpu);
+  m.impl("rms_norm_forward", &forward_cpu);
+  m.impl("rms_norm_backward", &backward_cpu);
+}
+TORCH_LIBRARY_IMPL(megalodon, Autograd, m) {
+  m.impl("rms_norm", &autograd);
 }
 
 }  // namespace megalodon::ops

@@ -1,5 +1,6 @@
 #include "ops/rms_norm/rms_norm.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "ops/testing.h"
@@ -13,6 +14,58 @@ Tensors with_weight(const Tensors& in) {
 }
 Tensors without_weight(const Tensors& in) {
   return {rms_norm(in[0], std::nullopt)};
+}
+
+Tensors with_weight_reference(const Tensors& in) {
+  return {rms_norm_reference(in[0], in[1])};
+}
+Tensors without_weight_reference(const Tensors& in) {
+  return {rms_norm_reference(in[0], std::nullopt)};
+}
+
+TEST(RmsNorm, AgreesWithReference) {
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1},
+                                            {5, 1},
+                                            {7, 3},
+                                            {4, 16},
+                                            {2, 3, 67},
+                                            {1, 2, 3, 192},
+                                            {129, 48},
+                                            {5000, 33}}) {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      SCOPED_TRACE(at::str(at::IntArrayRef(shape), " ", type));
+      // One feature: y is nearly the sign of x, and the gradient cancels, where x is beyond sqrt(eps).
+      const auto x = testing::random(shape, type) * (shape.back() == 1 ? 1e-3 : 1.0);
+      testing::expect_agreement(with_weight, with_weight_reference, {x, testing::random({shape.back()})});
+      testing::expect_agreement(without_weight, without_weight_reference, {x});
+    }
+  }
+}
+
+TEST(RmsNorm, AgreesAtEveryScale) {
+  for (const double scale : {1e-4, 1e-2, 1e4}) {
+    SCOPED_TRACE(scale);
+    testing::expect_agreement(with_weight, with_weight_reference,
+                              {testing::random({65, 40}) * scale, testing::random({40})});
+  }
+  testing::expect_agreement(with_weight, with_weight_reference,
+                            {testing::random({65, 40}) + 100, testing::random({40})});
+  testing::expect_agreement(with_weight, with_weight_reference,
+                            {at::full({3, 40}, 0.1f), testing::random({40})});
+}
+
+TEST(RmsNorm, WeightGradientsDoNotDependOnTheNumberOfThreads) {
+  const auto x = testing::random({1000, 24}), upstream = testing::random({1000, 24});
+  const auto gradient = [&](int threads) {
+    at::set_num_threads(threads);
+    auto w = at::ones({24}).set_requires_grad(true);
+    rms_norm(x, w).backward(upstream);
+    return w.grad();
+  };
+  const int threads = at::get_num_threads();
+  const auto alone = gradient(1);
+  EXPECT_TRUE(gradient(2).equal(alone));
+  at::set_num_threads(threads);
 }
 
 TEST(RmsNorm, GradientsMeetFiniteDifferences) {

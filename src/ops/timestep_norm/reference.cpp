@@ -35,9 +35,10 @@ Scan scan(const Statistics& steps, const TimestepNormState& state, const at::Ten
   const auto before = (count - counted_BL).to(type).unsqueeze(-1);              // [B, L, 1]
   const auto mean_0 = state.mean.unsqueeze(1), var_0 = state.var.unsqueeze(1);  // [B, 1, G]
 
-  // Where nothing was counted yet, the statistics are those that came in.
+  // Where nothing was counted yet, the statistics are those that came in; what comes next forgets them.
   const auto empty = (count == 0).unsqueeze(-1);
-  const auto mean = at::where(empty, mean_0, mean_0 + ((steps.mean - mean_0) * weight).cumsum(1) / total);
+  const auto shift = mean_0.masked_fill(prior == 0, 0);
+  const auto mean = at::where(empty, mean_0, shift + ((steps.mean - shift) * weight).cumsum(1) / total);
   const auto mean_before = at::cat({mean_0, mean.slice(1, 0, -1)}, 1);
   const auto spread = before / total * (steps.mean - mean_before).square();
   const auto var =

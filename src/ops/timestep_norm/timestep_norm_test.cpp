@@ -86,6 +86,103 @@ TEST(TimestepNorm, GradientsMeetFiniteDifferences) {
   }
 }
 
+TEST(TimestepNorm, AgreesWithReference) {
+  const std::vector<Case> cases = {
+      {1, 1, 4, 1},          {1, 1, 512, 32, 100}, {2, 300, 48, 6},       {7, 65, 33, 3, 0, true},
+      {3, 40, 35, 5, 4},     {1, 70, 384, 32, 0},  {2, 20, 130, 65, 3},   {2, 33, 16, 1, 0, true},
+      {2, 9, 7, 7, 2, true}, {1, 5, 1, 1, 2},      {2, 130, 200, 100, 1}, {3, 64, 96, 2, 1000000},
+  };
+  for (auto c : cases) {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      c.type = type;
+      const auto mask = mask_of(c);
+      SCOPED_TRACE(at::str("B ", c.B, " L ", c.L, " D ", c.D, " G ", c.G, " count ", c.count, " ", type));
+      testing::expect_agreement(with(kOperator, c, mask), with(kReference, c, mask), inputs(c));
+    }
+  }
+}
+
+TEST(TimestepNorm, AgreesAtEveryScale) {
+  for (const double scale : {1e-4, 1e-2, 1e4}) {
+    const Case c{2, 100, 32, 4, 0, true, 0, scale};
+    const auto mask = mask_of(c);
+    SCOPED_TRACE(scale);
+    testing::expect_agreement(with(kOperator, c, mask), with(kReference, c, mask), inputs(c));
+  }
+  // The cumulative mean is a float32: 100 is known to 4e-6 of a deviation.
+  const Case c{2, 100, 32, 4, 3, false, 100};
+  testing::expect_agreement(with(kOperator, c, {}), with(kReference, c, {}), inputs(c), 2e-5);
+}
+
+TEST(TimestepNorm, ConstantInputsAreZeroWithoutNan) {
+  const auto w = at::zeros({8}), x = at::full({1, 50, 8}, 3.0).set_requires_grad(true);
+  const auto [y, state] = timestep_norm(x, w, w, fresh(1, 2));
+  EXPECT_EQ(y.abs().max().item<float>(), 0);
+  EXPECT_EQ(state.var.abs().max().item<float>(), 0);
+  y.sum().backward();
+  EXPECT_TRUE(x.grad().isfinite().all().item<bool>());
+}
+
+TEST(TimestepNorm, PaddingIsZeroAndLeavesTheRestAlone) {
+  const Case c{2, 12, 8, 2};
+  auto in = inputs(c);
+  const auto x = in[0].slice(0, 0, 1), w = in[1], b = in[2];
+  const auto mask = at::zeros({1, 12}, at::kByte);
+  for (const int64_t t : {0, 1, 5, 11}) mask[0][t] = 1;
+  const auto kept = mask.eq(0).nonzero().select(1, 1);
+  auto padded_x = x.masked_fill(mask.ne(0).unsqueeze(-1), NAN).set_requires_grad(true);
+  const auto [y, state] = timestep_norm(padded_x, w, b, fresh(1, 2), mask);
+  const auto want = timestep_norm(x.index_select(1, kept), w, b, fresh(1, 2));
+  EXPECT_TRUE(y.index_select(1, kept).equal(want.y));
+  EXPECT_TRUE(state.mean.equal(want.state.mean) && state.var.equal(want.state.var));
+  EXPECT_TRUE(state.count.equal(want.state.count));
+  EXPECT_EQ(y.abs().sum().item<float>(), y.index_select(1, kept).abs().sum().item<float>());
+  const auto upstream = at::ones_like(y).masked_fill(mask.ne(0).unsqueeze(-1), NAN);
+  y.backward(upstream);
+  EXPECT_TRUE(padded_x.grad().isfinite().all().item<bool>());
+  EXPECT_EQ(padded_x.grad().masked_select(mask.ne(0).unsqueeze(-1)).abs().sum().item<float>(), 0);
+}
+
+TEST(TimestepNorm, PiecesAreTheWhole) {
+  const Case c{3, 257, 24, 4};
+  const auto in = inputs(c);
+  const auto whole = timestep_norm(in[0], in[1], in[2], fresh(3, 4));
+  auto state = fresh(3, 4);
+  Tensors ys;
+  int64_t begin = 0;
+  for (const int64_t end : {1, 2, 30, 31, 200, 257}) {
+    const auto piece = timestep_norm(in[0].slice(1, begin, end), in[1], in[2], state);
+    ys.push_back(piece.y);
+    state = piece.state;
+    begin = end;
+  }
+  EXPECT_LE(testing::relative_error(at::cat(ys, 1), whole.y), 5e-7);
+  EXPECT_LE(testing::relative_error(state.mean, whole.state.mean), 5e-7);
+  EXPECT_LE(testing::relative_error(state.var, whole.state.var), 5e-7);
+  EXPECT_TRUE(state.count.equal(whole.state.count));
+}
+
+TEST(TimestepNorm, StaysAccurateOverLongSequences) {
+  const Case c{1, 100000, 8, 2, 0, false, 3};
+  testing::expect_agreement(with(kOperator, c, {}), with(kReference, c, {}), inputs(c));
+}
+
+TEST(TimestepNorm, TwoRunsGiveTheSameBits) {
+  const Case c{3, 200, 48, 6};
+  auto in = inputs(c);
+  Tensors first;
+  for (int run = 0; run < 2; ++run) {
+    Tensors leaves;
+    for (const auto& x : in) leaves.push_back(x.detach().clone().set_requires_grad(true));
+    const auto out = with(kOperator, c, {})(leaves);
+    (out[0].square().sum() + out[1].sum() + out[2].sum()).backward();
+    for (std::size_t i = 0; i < leaves.size(); ++i) {
+      if (run == 0) first.push_back(leaves[i].grad());
+      EXPECT_TRUE(leaves[i].grad().equal(first[i])) << i;
+    }
+  }
+}
+
 TEST(TimestepNorm, NamesWhatDoesNotFit) {
   const auto w = at::zeros({6});
   const auto call = [&](const at::Tensor& x, const TimestepNormState& state,
