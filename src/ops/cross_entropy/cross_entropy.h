@@ -8,7 +8,7 @@ inline constexpr int64_t kIgnoredTarget = -100;
 
 // Negative log-likelihood of each target: nll[t] = logsumexp(logits[t]) - logits[t, targets[t]], and 0 where
 // targets[t] = -100. logits [T, V] float32 or bfloat16 (float64 runs the reference); targets [T] int64 in
-// 0..V-1 or -100. Returns [T] float32. Differentiable in logits; keeps them and one float for each row.
+// 0..V-1 or -100. Returns [T] float32. Differentiable in logits; keeps them and nll.
 // Other targets are an error that names the first of them and its place.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets);
 

@@ -20,6 +20,53 @@ TEST(CrossEntropy, GradientsMeetFiniteDifferences) {
                             {testing::random({5, 7}, at::kDouble)});
 }
 
+TEST(CrossEntropy, AgreesWithReference) {
+  for (const auto& [T, V] :
+       {std::pair<int64_t, int64_t>{1, 1}, {1, 2}, {7, 33}, {300, 256}, {5, 2500}, {0, 4}}) {
+    for (const double scale : {1e-3, 1.0, 10.0}) {
+      for (const auto type : {at::kFloat, at::kBFloat16}) {
+        SCOPED_TRACE(at::str(T, " x ", V, ", scale ", scale, " ", type));
+        const auto targets = targets_for(T, V);
+        testing::expect_agreement(
+            [&](const Tensors& in) { return Tensors{cross_entropy(in[0], targets)}; },
+            [&](const Tensors& in) { return Tensors{cross_entropy_reference(in[0], targets)}; },
+            {(testing::random({T, V}) * scale - 50).to(type)});
+      }
+    }
+  }
+}
+
+// The target's logit leads by 20: nll and its gradient are some 1e-9.
+TEST(CrossEntropy, IsAccurateWhereTheTargetIsNearlySure) {
+  const auto logits = at::zeros({1, 3}, at::kDouble), targets = at::zeros({1}, at::kLong);
+  logits[0][0] = 20;
+  const auto gradient = [&](at::ScalarType type) {
+    auto leaf = logits.to(type).set_requires_grad(true);
+    cross_entropy(leaf, targets).sum().backward();
+    return leaf.grad();
+  };
+  EXPECT_LE(testing::relative_error(gradient(at::kFloat), gradient(at::kDouble)), 2e-6);
+  EXPECT_FLOAT_EQ(cross_entropy(logits.to(at::kFloat), targets).item<float>(),
+                  static_cast<float>(std::log1p(2 * std::exp(-20.0))));
+}
+
+TEST(CrossEntropy, ShowsNotANumber) {
+  const auto logits = testing::random({3, 40}), targets = at::zeros({3}, at::kLong);
+  logits[1][7] = NAN;
+  const auto nll = cross_entropy(logits, targets);
+  EXPECT_TRUE(nll.isnan().equal(at::tensor({0, 1, 0}).to(at::kBool)));
+}
+
+TEST(CrossEntropy, IgnoresWithoutGradient) {
+  auto logits = at::full({2, 5}, INFINITY);
+  logits[1].fill_(1);
+  logits.set_requires_grad(true);
+  const auto nll = cross_entropy(logits, at::tensor({kIgnoredTarget, int64_t{3}}, at::kLong));
+  EXPECT_EQ(nll[0].item<float>(), 0);
+  nll.sum().backward();
+  EXPECT_EQ(logits.grad()[0].abs().sum().item<float>(), 0);
+}
+
 TEST(CrossEntropy, IsTorchs) {
   const auto logits = testing::random({9, 21}), targets = targets_for(9, 21);
   const auto want = at::cross_entropy_loss(logits, targets, {}, at::Reduction::None, kIgnoredTarget);

@@ -20,6 +20,23 @@ TEST(Dropout, KeepsAFunctionOfKeyAndPlace) {
   EXPECT_FALSE(dropout(at::ones({64}), 0.25, kKey + 1).equal(dropout(at::ones({64}), 0.25, kKey)));
 }
 
+TEST(Dropout, AgreesWithReference) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1}, {3, 5, 7}, {2, 64}, {4, 1000, 33}}) {
+      testing::expect_agreement(
+          [](const auto& in) { return testing::Tensors{dropout(in[0], 0.3, kKey)}; },
+          [](const auto& in) { return testing::Tensors{dropout_reference(in[0], 0.3, kKey)}; },
+          {testing::random(shape, type)});
+    }
+  }
+  EXPECT_TRUE(dropout(at::ones({5, 7}).t(), 0.3, kKey).equal(dropout_reference(at::ones({7, 5}), 0.3, kKey)));
+}
+
+TEST(Dropout, RateZeroIsTheInput) {
+  const auto x = testing::random({5});
+  EXPECT_TRUE(dropout(x, 0, kKey).is_same(x));
+}
+
 TEST(Dropout, KeepsTheShareItShould) {
   for (const double p : {0.1, 0.5, 0.9}) {
     const double dropped = dropout(at::ones({200000}), p, kKey).eq(0).to(at::kDouble).mean().item<double>();

@@ -7,6 +7,7 @@
 #include "ops/check.h"
 #include "ops/column_sums.h"
 #include "ops/layer_norm/kernel.h"
+#include "ops/registered.h"
 
 namespace megalodon::ops {
 namespace {
@@ -68,27 +69,22 @@ at::Tensor infer_cpu(const at::Tensor& x, const Parameter& weight, const Paramet
   return std::get<0>(forward_cpu(x, weight, bias, eps));
 }
 
-template <class F>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
-
 at::Tensor dispatch(const at::Tensor& x, const Parameter& weight, const Parameter& bias, double eps) {
-  static const auto op = find<decltype(infer_cpu)>("megalodon::layer_norm");
+  static const auto op = registered<decltype(infer_cpu)>("megalodon::layer_norm");
   return op.call(x, weight, bias, eps);
 }
 
 struct LayerNorm : torch::autograd::Function<LayerNorm> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const Parameter& weight,
                             const Parameter& bias, double eps) {
-    static const auto op = find<decltype(forward_cpu)>("megalodon::layer_norm_forward");
+    static const auto op = registered<decltype(forward_cpu)>("megalodon::layer_norm_forward");
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, mean, rstd] = op.call(x, weight, bias, eps);
     ctx->save_for_backward({x, weight.value_or(at::Tensor()), mean, rstd});
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
-    static const auto op = find<decltype(backward_cpu)>("megalodon::layer_norm_backward");
+    static const auto op = registered<decltype(backward_cpu)>("megalodon::layer_norm_backward");
     const auto saved = ctx->get_saved_variables();
     const auto weight = saved[1].defined() ? Parameter(saved[1]) : std::nullopt;
     const auto [dx, d_weight, d_bias] = op.call(saved[0], weight, saved[2], saved[3], dy[0]);

@@ -6,6 +6,7 @@
 
 #include "ops/check.h"
 #include "ops/column_sums.h"
+#include "ops/registered.h"
 #include "ops/rms_norm/kernel.h"
 
 namespace megalodon::ops {
@@ -55,26 +56,21 @@ at::Tensor infer_cpu(const at::Tensor& x, const Parameter& weight, double eps) {
   return has_fast_kernel(x) ? std::get<0>(forward_cpu(x, weight, eps)) : rms_norm_reference(x, weight, eps);
 }
 
-template <class F>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
-
 at::Tensor dispatch(const at::Tensor& x, const Parameter& weight, double eps) {
-  static const auto op = find<decltype(infer_cpu)>("megalodon::rms_norm");
+  static const auto op = registered<decltype(infer_cpu)>("megalodon::rms_norm");
   return op.call(x, weight, eps);
 }
 
 struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const Parameter& weight, double eps) {
-    static const auto op = find<decltype(forward_cpu)>("megalodon::rms_norm_forward");
+    static const auto op = registered<decltype(forward_cpu)>("megalodon::rms_norm_forward");
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, rstd] = op.call(x, weight, eps);
     ctx->save_for_backward({x, weight.value_or(at::Tensor()), rstd});
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
-    static const auto op = find<decltype(backward_cpu)>("megalodon::rms_norm_backward");
+    static const auto op = registered<decltype(backward_cpu)>("megalodon::rms_norm_backward");
     const auto saved = ctx->get_saved_variables();
     const auto weight = saved[1].defined() ? Parameter(saved[1]) : std::nullopt;
     const auto [dx, d_weight] = op.call(saved[0], weight, saved[2], dy[0]);

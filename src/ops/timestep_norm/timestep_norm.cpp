@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "ops/check.h"
+#include "ops/registered.h"
 #include "ops/timestep_norm/kernel.h"
 
 namespace megalodon::ops {
@@ -131,15 +132,10 @@ Tensors5 backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::T
   return {dx, d_weight.sum(0).to(at::kFloat), d_bias.sum(0).to(at::kFloat), d_mean, d_var};
 }
 
-template <class F>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
-
 Tensors4 dispatch(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                   const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
                   const Mask& padding_mask, double eps) {
-  static const auto op = find<decltype(infer_cpu)>("megalodon::timestep_norm");
+  static const auto op = registered<decltype(infer_cpu)>("megalodon::timestep_norm");
   return op.call(x, weight, bias, count, mean, var, padding_mask, eps);
 }
 
@@ -147,7 +143,7 @@ struct TimestepNorm : torch::autograd::Function<TimestepNorm> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                                const at::Tensor& bias, const at::Tensor& count, const at::Tensor& mean,
                                const at::Tensor& var, const Mask& padding_mask, double eps) {
-    static const auto op = find<decltype(forward_cpu)>("megalodon::timestep_norm_forward");
+    static const auto op = registered<decltype(forward_cpu)>("megalodon::timestep_norm_forward");
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, last_count, last_mean, last_var, step_mean, step_rstd] =
         op.call(x, weight, bias, count, mean, var, padding_mask, eps);
@@ -157,7 +153,7 @@ struct TimestepNorm : torch::autograd::Function<TimestepNorm> {
     return {y, last_count, last_mean, last_var};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    static const auto op = find<decltype(backward_cpu)>("megalodon::timestep_norm_backward");
+    static const auto op = registered<decltype(backward_cpu)>("megalodon::timestep_norm_backward");
     const auto saved = ctx->get_saved_variables();
     const auto mask = saved[2].defined() ? Mask(saved[2]) : std::nullopt;
     const auto [dx, d_weight, d_bias, d_mean, d_var] = op.call(
