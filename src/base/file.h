@@ -2,7 +2,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,11 +28,13 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
+// A whole file, or all that comes from a pipe.
 std::string read_file(const std::filesystem::path& path);
 
-// A file that appears whole or not at all: written beside its place, flushed, fsynced, renamed over `path`,
-// and the folder fsynced, by commit(). Destroyed without commit(), it removes what it wrote and leaves what
-// was at `path` alone.
+// A file that appears whole or not at all: written beside its place (`path`.tmp-XXXXXXXX), and by commit()
+// flushed, fsynced, renamed over `path`, and the folder fsynced. Destroyed without commit(), or after a
+// failed write, it removes what it wrote and leaves what was at `path` alone. A path that is not a regular
+// file (a device, a pipe) is refused.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
@@ -46,8 +47,11 @@ class AtomicFile {
   void commit();
 
  private:
-  void fail(const char* action) const;
+  [[noreturn]] void fail(const char* action, int error);
+  void flush();
+  void discard();
   std::filesystem::path path_, temporary_;
+  std::string buffer_;
   int descriptor_ = -1;
 };
 
@@ -56,7 +60,8 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view t
 // Renames `from` to `to` (a folder too) and fsyncs the folder that holds it.
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to);
 
-// Appends whole lines to a file (metrics.jsonl): each line is one write.
+// Appends whole lines to a file (metrics.jsonl): each line is one write. A last line without its end, left by
+// a crash, is cut off at opening.
 class LineAppender {
  public:
   explicit LineAppender(const std::filesystem::path& path);

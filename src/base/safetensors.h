@@ -32,11 +32,11 @@ struct SafetensorsHeader {
 // Parses and checks the header of a safetensors file that is `file` bytes whole. Refused, each with its
 // reason: a header beyond 100 MB or the file, JSON that is not an object, duplicate keys, unknown types,
 // negative or overflowing shapes, offsets out of order, outside the data or at odds with the shape, overlaps,
-// holes, more than 100,000 entries. Allocates in proportion to the header's length alone. Errors are request
-// errors naming `where`.
+// holes, more than 64 dimensions or 100,000 entries. Allocates in proportion to the header's length alone.
+// Errors are request errors naming `where`.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string_view where);
 
-// A safetensors file, mapped.
+// A safetensors file, mapped. The data of a tensor need not be aligned.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path);
@@ -58,7 +58,7 @@ struct TensorBytes {
   std::span<const std::byte> data;
 };
 
-// Writes atomically, tensors in the order given, the data aligned to 64 bytes.
+// Writes atomically, tensors in the order given without gaps; the first begins at a multiple of 64 bytes.
 void write_safetensors(const std::filesystem::path& path, std::span<const TensorBytes> tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
