@@ -2,11 +2,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 namespace megalodon {
@@ -14,12 +12,12 @@ namespace megalodon {
 // A TOML configuration, read key by key. Every get() names the key by its dotted path ("model.layers"),
 // checks type and range, and records it; finish() reports keys that nothing asked for, with their line and
 // the nearest key that was asked for. The resolved values, defaults included, come out of resolved(): a TOML
-// text that parses to the same configuration. All errors are request errors: `unknown key 'trian.steps'
-// (run.toml:7): did you mean 'train.steps'?`
+// text that parses to the same configuration. Brackets and dotted keys nest at most 32 deep. All errors are
+// request errors: `unknown key 'trian.steps' (run.toml:7): did you mean 'train.steps'?`
 class Config {
  public:
   // overrides: "key=value" in TOML syntax (a bare word that is not a TOML value counts as a string); they win
-  // over the file.
+  // over the file. A table is set key by key.
   static Config from_file(const std::filesystem::path& path, std::span<const std::string> overrides = {});
   static Config from_text(std::string_view text, std::string_view name,
                           std::span<const std::string> overrides = {});
@@ -29,7 +27,8 @@ class Config {
 
   bool has(std::string_view key) const;
 
-  // Without a fallback the key must be there. `low` and `high` are inclusive.
+  // Without a fallback the key must be there. `low` and `high` are inclusive, NaN is in no range; a fallback
+  // keeps to what is asked of a value.
   std::int64_t integer(std::string_view key, std::int64_t low, std::int64_t high);
   std::int64_t integer(std::string_view key, std::int64_t low, std::int64_t high, std::int64_t fallback);
   double number(std::string_view key, double low, double high);
