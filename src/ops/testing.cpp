@@ -64,9 +64,10 @@ at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
 }
 
 double relative_error(const at::Tensor& a, const at::Tensor& b) {
-  const auto reference = in_double(b);
+  const auto type = b.is_complex() ? at::kComplexDouble : at::kDouble;
+  const auto reference = b.to(type);
   const double norm = at::linalg_vector_norm(reference).item<double>();
-  const double error = at::linalg_vector_norm(in_double(a) - reference).item<double>();
+  const double error = at::linalg_vector_norm(a.to(type) - reference).item<double>();
   return norm > 0 ? error / norm : error;
 }
 

@@ -1,0 +1,118 @@
+#include "ops/cema/cema.h"
+
+#include <gtest/gtest.h>
+
+#include "ops/testing.h"
+
+namespace megalodon::ops {
+namespace {
+using testing::Tensors;
+
+// p, q, eta, omega as a model has them, with |q| between `low` and `high`.
+Tensors coefficients(int64_t D, int64_t N, at::ScalarType type, double low = 0.3, double high = 0.98) {
+  const auto u = [&] { return at::sigmoid(testing::random({D, N}, at::kDouble)); };
+  const auto p = u(), radius = low + (high - low) * u(), angle = 3 * testing::random({D, N}, at::kDouble);
+  const auto eta =
+      at::complex(testing::random({D, N}, at::kDouble), testing::random({D, N}, at::kDouble)) / 4;
+  const auto complex = at::toComplexType(type);
+  return {p.to(type), at::polar(radius, angle).to(complex), eta.to(complex), testing::random({D}, type)};
+}
+
+testing::Function with(CemaResult (*f)(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                       const at::Tensor&, const at::Tensor&,
+                                       const std::optional<at::Tensor>&)) {
+  return [f](const Tensors& x) {
+    const auto result = f(x[0], x[1], x[2], x[3], x[4], x.size() > 5 ? std::optional(x[5]) : std::nullopt);
+    return Tensors{result.y, result.h_last};
+  };
+}
+
+struct Shape {
+  int64_t B, L, D, N;
+};
+
+void expect_fast_agrees(const Shape& s, at::ScalarType type, bool carried, double low, double high,
+                        double tolerance = 0) {
+  SCOPED_TRACE(::testing::Message() << s.B << " " << s.L << " " << s.D << " " << s.N
+                                    << (carried ? " carried" : ""));
+  Tensors inputs{testing::random({s.B, s.L, s.D}, type)};
+  for (const auto& c : coefficients(s.D, s.N, at::kFloat, low, high)) inputs.push_back(c);
+  if (carried) inputs.push_back(testing::random({s.B, s.D, s.N}, at::kComplexFloat));
+  testing::expect_agreement(with(&cema), with(&cema_reference), inputs, tolerance);
+}
+
+TEST(Cema, AgreesWithReference) {
+  const Shape shapes[] = {{1, 1, 1, 1},  {2, 1, 16, 16}, {1, 31, 16, 16}, {1, 32, 17, 16}, {2, 33, 15, 16},
+                          {7, 5, 40, 8}, {1, 97, 33, 3}, {3, 64, 48, 5},  {1, 70, 5, 20},  {2, 131, 16, 16}};
+  for (const auto& shape : shapes) {
+    for (const bool carried : {false, true}) {
+      expect_fast_agrees(shape, at::kFloat, carried, 0.3, 0.98);
+      expect_fast_agrees(shape, at::kBFloat16, carried, 0.3, 0.98);
+    }
+  }
+}
+
+TEST(Cema, AgreesWhereTheStateHardlyOrAlmostAlwaysDecays) {
+  expect_fast_agrees({2, 300, 20, 16}, at::kFloat, true, 0.999, 0.99999, 1e-5);
+  expect_fast_agrees({2, 300, 20, 16}, at::kFloat, true, 0, 1e-4);
+}
+
+TEST(Cema, GradientsMeetFiniteDifferences) {
+  Tensors inputs{testing::random({2, 5, 3}, at::kDouble)};
+  for (const auto& c : coefficients(3, 2, at::kDouble)) inputs.push_back(c);
+  testing::expect_gradients(with(&cema), inputs);
+  inputs.push_back(testing::random({2, 3, 2}, at::kComplexDouble));
+  testing::expect_gradients(with(&cema), inputs);
+}
+
+TEST(Cema, AnySplitIsTheWhole) {
+  const auto c = coefficients(24, 16, at::kFloat);
+  const auto x = testing::random({2, 200, 24});
+  const auto whole = cema(x, c[0], c[1], c[2], c[3]);
+  for (const std::vector<int64_t>& lengths :
+       {std::vector<int64_t>{1, 199}, {32, 1, 31, 100, 36}, {150, 50}}) {
+    std::optional<at::Tensor> h;
+    Tensors pieces;
+    int64_t begin = 0;
+    for (const auto length : lengths) {
+      const auto part = cema(x.narrow(1, begin, length), c[0], c[1], c[2], c[3], h);
+      pieces.push_back(part.y);
+      h = part.h_last;
+      begin += length;
+    }
+    EXPECT_LE(testing::relative_error(at::cat(pieces, 1), whole.y), 1e-6);
+    EXPECT_LE(testing::relative_error(*h, whole.h_last), 1e-6);
+  }
+}
+
+TEST(Cema, TwoRunsGiveTheSameBits) {
+  const auto run = [] {
+    at::manual_seed(3);
+    Tensors in{at::randn({3, 90, 40}), at::rand({40, 16}), at::polar(at::rand({40, 16}), at::rand({40, 16})),
+               at::complex(at::randn({40, 16}), at::randn({40, 16})), at::randn({40})};
+    for (auto& t : in) t.set_requires_grad(true);
+    cema(in[0], in[1], in[2], in[3], in[4]).y.square().sum().backward();
+    Tensors gradients;
+    for (auto& t : in) gradients.push_back(t.grad());
+    return gradients;
+  };
+  const auto a = run(), b = run();
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i], b[i])) << i;
+}
+
+TEST(Cema, NamesWhatDoesNotFit) {
+  const auto c = coefficients(4, 2, at::kFloat);
+  const auto x = at::zeros({1, 3, 4});
+  testing::expect_error([&] { cema(x, c[0], c[1], c[2], at::zeros({5})); },
+                        "[cema] omega: expected shape [4], got [5]");
+  testing::expect_error([&] { cema(x, c[0], c[0], c[2], c[3]); }, "[cema] q: expected");
+  testing::expect_error([&] { cema(x.to(at::kHalf), c[0], c[1], c[2], c[3]); },
+                        "[cema] x: float16 is not supported");
+  testing::expect_error([&] { cema(at::zeros({1, 0, 4}), c[0], c[1], c[2], c[3]); },
+                        "[cema] x: expected at least one step");
+  testing::expect_error([&] { cema(x, c[0], c[1], c[2], c[3], at::zeros({2, 4, 2}, at::kComplexFloat)); },
+                        "[cema] h0: expected shape [1, 4, 2], got [2, 4, 2]");
+}
+
+}  // namespace
+}  // namespace megalodon::ops
