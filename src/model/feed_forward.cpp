@@ -1,0 +1,43 @@
+#include "model/feed_forward.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "ops/layer_norm/layer_norm.h"
+#include "ops/swiglu/swiglu.h"
+
+namespace megalodon::model {
+
+FeedForward::FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker& make,
+                         const std::string& name)
+    : config(c) {
+  const int64_t D = c.model_dim, F = c.ffn_hidden_dim;
+  const auto matrix = [&](const std::string& part, int64_t out, int64_t in) {
+    return make.normal(name + "." + part + ".weight", {out, in},
+                       std::sqrt(1.0 / (3.0 * static_cast<double>(in))));
+  };
+  if (c.norm_affine) {
+    norm_weight = make.constant(name + ".norm.weight", {D}, 0);
+    norm_bias = make.constant(name + ".norm.bias", {D}, 0);
+  }
+  fc1 = matrix("fc1", F, D);
+  fc2 = matrix("fc2", D, F);
+  if (c.swiglu) fc3 = matrix("fc3", F, D);
+  if (c.rescale_nffn)
+    alpha = make.constant(name + ".alpha", {D}, 0.1 * std::pow(0.5, static_cast<double>(layer)));
+}
+
+at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residual,
+                                   DropoutKeys* dropout) const {
+  const auto weight = norm_weight.defined() ? std::optional(norm_weight) : std::nullopt;
+  const auto bias = norm_bias.defined() ? std::optional(norm_bias) : std::nullopt;
+  const auto u = ops::layer_norm(y, weight, bias, config.norm_eps);                              // [B, L, D]
+  const auto gate = fc3.defined() ? std::optional(project(u, fc3)) : std::nullopt;               // [B, L, F]
+  const auto hidden = drop(ops::swiglu(project(u, fc1), gate), config.hidden_dropout, dropout);  // [B, L, F]
+  auto out = drop(project(hidden, fc2), config.dropout, dropout);                                // [B, L, D]
+  if (alpha.defined()) out = out * alpha.to(out.scalar_type());
+  return residual + out;
+}
+
+}  // namespace megalodon::model

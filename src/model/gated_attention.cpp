@@ -1,0 +1,134 @@
+#include "model/gated_attention.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <numbers>
+
+#include "ops/attention/attention.h"
+#include "ops/cema/cema.h"
+#include "ops/query_key/query_key.h"
+#include "ops/rms_norm/rms_norm.h"
+#include "ops/swiglu/swiglu.h"
+#include "ops/timestep_norm/timestep_norm.h"
+
+namespace megalodon::model {
+
+TimestepNorm::TimestepNorm(const MegalodonConfig& config, ParameterMaker& make, const std::string& name)
+    : weight(make.constant(name + ".weight", {config.model_dim}, 0)),
+      bias(make.constant(name + ".bias", {config.model_dim}, 0)),
+      groups(config.norm_num_groups),
+      eps(config.norm_eps) {}
+
+at::Tensor TimestepNorm::operator()(const at::Tensor& x, const Place& place, int64_t layer) const {
+  const int64_t B = x.size(0);
+  if (place.state == nullptr) {
+    const auto count = at::zeros({B}, x.options().dtype(at::kLong));
+    const auto mean = at::zeros({B, groups}, weight.options().requires_grad(false));
+    return ops::timestep_norm(x, weight, bias, {count, mean, at::ones_like(mean)}, {}, eps).y;
+  }
+  const std::string name = layer < 0 ? "final_norm_" : std::to_string(layer) + ".norm_";
+  auto& tensors = place.state->tensors;
+  auto& count = tensors.at(name + "count");
+  auto& mean = tensors.at(name + "mean");
+  auto& var = tensors.at(name + "var");
+  auto result = ops::timestep_norm(x, weight, bias, {count, mean, var}, {}, eps);
+  count = result.state.count;
+  mean = result.state.mean;
+  var = result.state.var;
+  return result.y;
+}
+
+Cema::Cema(const MegalodonConfig& config, ParameterMaker& make, const std::string& name) {
+  const int64_t D = config.model_dim, N = config.cema_ndim;
+  alpha = make.normal(name + ".alpha", {D, N}, 0.2);
+  delta = make.normal(name + ".delta", {D, N}, 0.2);
+  theta = make.custom(name + ".theta", {D}, [&](const at::Generator& g) {
+    const auto f = at::exp(at::arange(1, D + 1, at::kDouble) *
+                           (-std::log(static_cast<double>(D)) / static_cast<double>(D)));
+    return at::logit(f).index_select(0, at::randperm(D, g));
+  });
+  gamma = make.custom(name + ".gamma", {D, N, 2}, [&](const at::Generator& g) {
+    return at::stack({at::randn({D, N}, g), at::zeros({D, N})}, -1);
+  });
+  omega = make.truncated_normal(name + ".omega", {D}, 0.25, 1.0);
+}
+
+Cema::Coefficients Cema::coefficients() const {
+  const int64_t N = alpha.size(1);
+  const auto n = at::arange(1, N + 1, theta.options().requires_grad(false));
+  const auto p = at::sigmoid(alpha);  // [D, N]
+  const auto phi =
+      at::sigmoid(theta).unsqueeze(1) * (n * (2 * std::numbers::pi / static_cast<double>(N)));  // [D, N]
+  const auto q = at::polar(1 - p * at::sigmoid(delta), phi);                                    // [D, N]
+  return {p, q, at::view_as_complex(gamma) * (1 / std::sqrt(static_cast<double>(N)))};
+}
+
+at::Tensor Cema::operator()(const at::Tensor& x, const Place& place, int64_t layer) const {
+  const auto [p, q, eta] = coefficients();
+  if (place.state == nullptr) return ops::cema(x, p, q, eta, omega).y;
+  auto& h = place.state->layer(layer, "cema");  // [B, D, N, 2]
+  auto result = ops::cema(x, p, q, eta, omega, at::view_as_complex(h));
+  h = at::view_as_real(result.h_last);
+  return result.y;
+}
+
+GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, ParameterMaker& make,
+                               const std::string& name)
+    : config(c), layer(layer_index), timenorm(c, make, name + ".timenorm"), cema(c, make, name + ".cema") {
+  const int64_t D = c.model_dim, Z = c.z_dim, E = c.value_dim;
+  const auto matrix = [&](const std::string& part, int64_t out, int64_t in) {
+    return make.normal(name + "." + part + ".weight", {out, in},
+                       std::sqrt(1.0 / (3.0 * static_cast<double>(in))));
+  };
+  const auto zeros = [&](const std::string& part, at::IntArrayRef shape) {
+    return make.constant(name + "." + part, shape, 0);
+  };
+  if (c.norm_affine) rmsnorm = zeros("rmsnorm.weight", {D});
+  wz = matrix("wz", Z, D);
+  bz = zeros("wz.bias", {Z});
+  wv = matrix("wv", E, D);
+  bv = zeros("wv.bias", {E});
+  wr = matrix("wr", E, D);
+  br = zeros("wr.bias", {E});
+  wh1 = matrix("wh1", D, D);
+  bh1 = zeros("wh1.bias", {D});
+  wh2 = matrix("wh2", D, E);
+  gamma = zeros("gamma", {2, Z});
+  beta = zeros("beta", {2, Z});
+}
+
+at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) const {
+  const auto x_n = timenorm(x, place, layer);     // [B, L, D]
+  const auto smoothed = cema(x_n, place, layer);  // [B, L, D]
+  const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
+  const auto mx = drop(ops::rms_norm(smoothed, scale, config.norm_eps), config.hidden_dropout, place.dropout);
+  const auto z = project(mx, wz, bz);                                        // [B, L, Z]
+  const auto v = ops::swiglu(project(x_n, wv, bv));                          // [B, L, E]
+  const auto gated = ops::swiglu(project(mx, wr, br), attend(z, v, place));  // [B, L, E]
+  const auto h = project(mx, wh1, bh1) + project(drop(gated, config.hidden_dropout, place.dropout), wh2);
+  return x + drop(h, config.dropout, place.dropout);
+}
+
+at::Tensor GatedAttention::attend(const at::Tensor& z, const at::Tensor& v, const Place& place) const {
+  const int64_t B = z.size(0), L = z.size(1), H = config.num_heads, c = config.chunk_size;
+  const auto [q, k] = ops::query_key(z.view({B, L, H, -1}), gamma, beta, place.start, c, config.rope_base,
+                                     config.norm_eps);  // [B, L, H, dz]
+  const auto values = v.view({B, L, H, -1});            // [B, L, H, dv]
+  ops::AttentionOptions options{.chunk = c};
+  if (place.dropout != nullptr && config.attention_dropout > 0) {
+    options.dropout = config.attention_dropout;
+    options.dropout_key = place.dropout->next();
+  }
+  if (place.state == nullptr) return ops::attention(q, k, values, place.start, options).flatten(2);
+
+  auto& ring_k = place.state->layer(layer, "k");  // [B, c, H, dz]: the unfinished chunk of each stream
+  auto& ring_v = place.state->layer(layer, "v");  // [B, c, H, dv]
+  const ops::AttentionCache cache{ring_k, ring_v};
+  const auto o = ops::attention(q, k, values, place.start, options, cache);  // [B, L, H, dv]
+  store_in_ring(ring_k, k, place.start);
+  store_in_ring(ring_v, values, place.start);
+  return o.flatten(2);
+}
+
+}  // namespace megalodon::model

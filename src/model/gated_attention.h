@@ -1,0 +1,57 @@
+#pragma once
+#include "model/layers.h"
+
+namespace megalodon::model {
+
+// Timestep normalization with its parameters and its carried statistics.
+struct TimestepNorm {
+  at::Tensor weight, bias;  // [D]
+  int64_t groups;
+  double eps;
+
+  TimestepNorm(const MegalodonConfig& config, ParameterMaker& make, const std::string& name);
+  // x [B, L, D]; the statistics are "LAYER.norm_{count,mean,var}" of the state, or "final_norm_*" where layer
+  // < 0.
+  at::Tensor operator()(const at::Tensor& x, const Place& place, int64_t layer) const;
+};
+
+// Complex exponential moving average with the parameters of section 3.1 of arXiv 2404.08801.
+struct Cema {
+  at::Tensor alpha, delta;  // [D, N]
+  at::Tensor theta;         // [D]
+  at::Tensor gamma;         // [D, N, 2]: real and imaginary parts
+  at::Tensor omega;         // [D]
+
+  Cema(const MegalodonConfig& config, ParameterMaker& make, const std::string& name);
+  struct Coefficients {
+    at::Tensor p;       // [D, N]
+    at::Tensor q, eta;  // [D, N] complex
+  };
+  Coefficients coefficients() const;
+  // x [B, L, D]; the state is "LAYER.cema" [B, D, N, 2].
+  at::Tensor operator()(const at::Tensor& x, const Place& place, int64_t layer) const;
+};
+
+// The "mega" sub-block: normalized gated attention inside chunks (arXiv 2404.08801, section 3.3).
+struct GatedAttention {
+  MegalodonConfig config;
+  int64_t layer;
+  TimestepNorm timenorm;
+  Cema cema;
+  at::Tensor rmsnorm;      // [D], or undefined without norm_affine
+  at::Tensor wz, bz;       // [Z, D], [Z]
+  at::Tensor wv, bv;       // [E, D], [E]
+  at::Tensor wr, br;       // [E, D], [E]
+  at::Tensor wh1, bh1;     // [D, D], [D]
+  at::Tensor wh2;          // [D, E]
+  at::Tensor gamma, beta;  // [2, Z]: row 0 for queries, row 1 for keys
+
+  GatedAttention(const MegalodonConfig& c, int64_t layer_index, ParameterMaker& make,
+                 const std::string& name);
+  at::Tensor operator()(const at::Tensor& x, const Place& place) const;  // [B, L, D] -> [B, L, D]
+
+ private:
+  at::Tensor attend(const at::Tensor& z, const at::Tensor& v, const Place& place) const;
+};
+
+}  // namespace megalodon::model

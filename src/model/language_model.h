@@ -1,0 +1,75 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "model/config.h"
+#include "model/parameters.h"
+#include "model/stream_state.h"
+
+namespace megalodon::model {
+
+// The dropout masks of one training step: a new key for each place that drops, a function of (seed, step,
+// order) alone.
+class DropoutKeys {
+ public:
+  DropoutKeys(uint64_t seed, uint64_t step) : seed_(seed), step_(step) {}
+  int64_t next();
+
+ private:
+  uint64_t seed_, step_, used_ = 0;
+};
+
+// What training, evaluation and generation see of a model: tokens and state in, logits and state out.
+class LanguageModel {
+ public:
+  explicit LanguageModel(ModelConfig config) : config_(std::move(config)) {}
+  virtual ~LanguageModel() = default;
+  LanguageModel(const LanguageModel&) = delete;
+  LanguageModel& operator=(const LanguageModel&) = delete;
+
+  const ModelConfig& config() const { return config_; }
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  int64_t parameter_count() const;
+
+  // Type of activations and matrix products: float32 (default) or bfloat16. Parameters are cast where they
+  // are used.
+  void set_compute_type(at::ScalarType type) { compute_type_ = type; }
+  at::ScalarType compute_type() const { return compute_type_; }
+
+  // The last hidden states, normalized: [B, L, D]. tokens [B, L] int64.
+  // With a state the streams go on from it, and it moves on by L; the streams of a batch may be at different
+  // positions. Any split of a sequence into calls gives the same result. Without a state every stream starts
+  // fresh. With dropout keys the model drops as configured (training); without, never.
+  virtual at::Tensor hidden(const at::Tensor& tokens, StreamState* state = nullptr,
+                            DropoutKeys* dropout = nullptr) const = 0;
+  // Logits [..., V] float32 of hidden states [..., D].
+  virtual at::Tensor logits(const at::Tensor& hidden) const = 0;
+  at::Tensor forward(const at::Tensor& tokens, StreamState* state = nullptr,
+                     DropoutKeys* dropout = nullptr) const {
+    return logits(hidden(tokens, state, dropout));
+  }
+
+  virtual StreamState fresh_state(int64_t batch) const = 0;
+
+  // How a parameter is laid out in files, where that differs from memory (Llama's rotary pairs).
+  virtual at::Tensor to_file(const Parameter& parameter) const { return parameter.value; }
+  virtual at::Tensor from_file(const Parameter&, const at::Tensor& stored) const { return stored; }
+
+ protected:
+  void adopt(std::vector<Parameter> parameters) { parameters_ = std::move(parameters); }
+
+ private:
+  ModelConfig config_;
+  std::vector<Parameter> parameters_;
+  at::ScalarType compute_type_ = at::kFloat;
+};
+
+// A model with initial weights drawn from `seed`, or with weights left for a file to fill.
+std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, uint64_t seed, bool initialise = true);
+
+// A hash of the configuration: states and checkpoints name the model they belong to by it.
+std::string fingerprint(const ModelConfig& config);
+
+}  // namespace megalodon::model

@@ -1,0 +1,151 @@
+#include "model/llama.h"
+
+#include <ATen/ATen.h>
+
+#include <bit>
+#include <cmath>
+
+#include "ops/attention/attention.h"
+#include "ops/rms_norm/rms_norm.h"
+#include "ops/rope/rope.h"
+#include "ops/swiglu/swiglu.h"
+
+namespace megalodon::model {
+namespace {
+
+at::Tensor matrix(ParameterMaker& make, const std::string& name, int64_t out, int64_t in,
+                  const LlamaConfig& c) {
+  const double deviation =
+      c.initializer_range > 0 ? c.initializer_range : 1 / std::sqrt(static_cast<double>(in));
+  return make.normal(name, {out, in}, deviation);
+}
+
+// The operator scales by 1 + weight; Llama's files hold the whole factor.
+at::Tensor norm(const at::Tensor& x, const at::Tensor& factor, const LlamaConfig& c) {
+  return ops::rms_norm(x, factor - 1, c.rms_norm_eps);
+}
+
+std::vector<LlamaBlock> make_blocks(ParameterMaker& make, const LlamaConfig& c) {
+  std::vector<LlamaBlock> blocks;
+  for (int64_t i = 0; i < c.num_hidden_layers; ++i)
+    blocks.emplace_back(c, i, make, "model.layers." + std::to_string(i));
+  return blocks;
+}
+
+}  // namespace
+
+LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, ParameterMaker& make,
+                       const std::string& name)
+    : c(config), layer(layer_index) {
+  const int64_t D = c.hidden_size, F = c.intermediate_size, d = c.head_dim;
+  const auto weight = [&](const std::string& part, int64_t out, int64_t in) {
+    return matrix(make, name + "." + part + ".weight", out, in, c);
+  };
+  input_norm = make.constant(name + ".input_layernorm.weight", {D}, 1);
+  wq = weight("self_attn.q_proj", c.num_attention_heads * d, D);
+  wk = weight("self_attn.k_proj", c.num_key_value_heads * d, D);
+  wv = weight("self_attn.v_proj", c.num_key_value_heads * d, D);
+  wo = weight("self_attn.o_proj", D, c.num_attention_heads * d);
+  post_norm = make.constant(name + ".post_attention_layernorm.weight", {D}, 1);
+  gate = weight("mlp.gate_proj", F, D);
+  up = weight("mlp.up_proj", F, D);
+  down = weight("mlp.down_proj", D, F);
+}
+
+at::Tensor LlamaBlock::operator()(const at::Tensor& x, const Place& place) const {
+  const auto h =
+      x + drop(project(attend(norm(x, input_norm, c), place), wo), c.dropout, place.dropout);  // [B, L, D]
+  const auto u = norm(h, post_norm, c);                                                        // [B, L, D]
+  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                           // [B, L, F]
+  return h + drop(project(hidden, down), c.dropout, place.dropout);
+}
+
+at::Tensor LlamaBlock::attend(const at::Tensor& u, const Place& place) const {
+  const int64_t B = u.size(0), L = u.size(1), d = c.head_dim;
+  const auto heads = [&](const at::Tensor& weight) { return project(u, weight).view({B, L, -1, d}); };
+  auto q = heads(wq), k = heads(wk);  // [B, L, H, d], [B, L, Hkv, d]
+  const auto v = heads(wv);           // [B, L, Hkv, d]
+  if (c.position_embedding == "rope") {
+    q = ops::rope(q, place.start, 0, c.rope_theta);
+    k = ops::rope(k, place.start, 0, c.rope_theta);
+  }
+  ops::AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(d))};
+  if (place.dropout != nullptr && c.attention_dropout > 0) {
+    options.dropout = c.attention_dropout;
+    options.dropout_key = place.dropout->next();
+  }
+  if (place.state == nullptr) return ops::attention(q, k, v, place.start, options).flatten(2);
+
+  auto& all_k = place.state->layer(layer, "k");  // [B, C, Hkv, d], C above every position
+  auto& all_v = place.state->layer(layer, "v");
+  const auto o = ops::attention(q, k, v, place.start, options, ops::AttentionCache{all_k, all_v});
+  store_in_ring(all_k, k, place.start);
+  store_in_ring(all_v, v, place.start);
+  return o.flatten(2);
+}
+
+Llama::Llama(const LlamaConfig& config, uint64_t seed, bool initialise)
+    : Llama(config, ParameterMaker(seed, initialise)) {}
+
+Llama::Llama(const LlamaConfig& config, ParameterMaker&& make)
+    : LanguageModel(config),
+      c_(config),
+      embedding_(matrix(make, "model.embed_tokens.weight", config.vocab_size, config.hidden_size, config)),
+      blocks_(make_blocks(make, config)),
+      final_norm_(make.constant("model.norm.weight", {config.hidden_size}, 1)),
+      output_(config.tie_word_embeddings
+                  ? embedding_
+                  : matrix(make, "lm_head.weight", config.vocab_size, config.hidden_size, config)) {
+  adopt(make.take());
+}
+
+at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
+  const int64_t B = tokens.size(0), L = tokens.size(1);
+  const Place place{state != nullptr ? state->position : at::zeros({B}, at::kLong), state, dropout};
+  if (state != nullptr) {  // room for all positions of this call
+    const auto needed = static_cast<uint64_t>(state->position.max().item<int64_t>() + L);
+    for (auto& [name, tensor] : state->tensors) {
+      const int64_t missing = static_cast<int64_t>(std::bit_ceil(needed)) - tensor.size(1);
+      if (missing > 0) tensor = at::constant_pad_nd(tensor, {0, 0, 0, 0, 0, missing});
+    }
+  }
+  auto x = drop(embed(embedding_, tokens, compute_type()), c_.dropout, dropout);  // [B, L, D]
+  for (const auto& block : blocks_) x = block(x, place);
+  if (state != nullptr) state->position = state->position + L;
+  return norm(x, final_norm_, c_);
+}
+
+at::Tensor Llama::logits(const at::Tensor& hidden) const {
+  return project(hidden, output_).to(at::kFloat);
+}
+
+StreamState Llama::fresh_state(int64_t batch) const {
+  constexpr int64_t kFirstCapacity = 64;
+  StreamState state{fingerprint(config()), at::zeros({batch}, at::kLong), {}};
+  for (int64_t i = 0; i < c_.num_hidden_layers; ++i) {
+    for (const char* name : {".k", ".v"}) {
+      state.tensors[std::to_string(i) + name] =
+          at::zeros({batch, kFirstCapacity, c_.num_key_value_heads, c_.head_dim}, compute_type());
+    }
+  }
+  return state;
+}
+
+bool Llama::is_rotary(const Parameter& parameter) const {
+  return c_.position_embedding == "rope" &&
+         (parameter.name.ends_with("q_proj.weight") || parameter.name.ends_with("k_proj.weight"));
+}
+
+// Row 2i+s of a head in memory is row i+s*d/2 in a file.
+at::Tensor Llama::to_file(const Parameter& parameter) const {
+  if (!is_rotary(parameter)) return parameter.value;
+  const auto& w = parameter.value;
+  return w.view({-1, c_.head_dim / 2, 2, w.size(1)}).transpose(1, 2).reshape(w.sizes());
+}
+
+at::Tensor Llama::from_file(const Parameter& parameter, const at::Tensor& stored) const {
+  if (!is_rotary(parameter)) return stored;
+  return stored.view({-1, 2, c_.head_dim / 2, stored.size(1)}).transpose(1, 2).reshape(stored.sizes());
+}
+
+}  // namespace megalodon::model

@@ -1,0 +1,45 @@
+#pragma once
+#include "model/layers.h"
+
+namespace megalodon::model {
+
+// One layer of the baseline: h = x + attention(RMSNorm(x)), out = h + SwiGLU(RMSNorm(h)).
+struct LlamaBlock {
+  LlamaConfig c;
+  int64_t layer;
+  at::Tensor input_norm, post_norm;  // [D]
+  at::Tensor wq, wk, wv, wo;         // [H d, D], [Hkv d, D], [Hkv d, D], [D, H d]
+  at::Tensor gate, up, down;         // [F, D], [F, D], [D, F]
+
+  LlamaBlock(const LlamaConfig& config, int64_t layer_index, ParameterMaker& make, const std::string& name);
+  at::Tensor operator()(const at::Tensor& x, const Place& place) const;  // [B, L, D] -> [B, L, D]
+
+ private:
+  at::Tensor attend(const at::Tensor& u, const Place& place) const;
+};
+
+// The Llama-style baseline: RMSNorm, SwiGLU, rotary or no positions, grouped-query attention. Its files are
+// those of Hugging Face's LlamaForCausalLM, names and layout: rotary pairs are adjacent in memory, halves
+// apart in files. The state holds all keys and values: it grows with the position, in powers of two.
+class Llama : public LanguageModel {
+ public:
+  Llama(const LlamaConfig& config, uint64_t seed, bool initialise);
+
+  at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
+  at::Tensor logits(const at::Tensor& hidden) const override;
+  StreamState fresh_state(int64_t batch) const override;
+  at::Tensor to_file(const Parameter& parameter) const override;
+  at::Tensor from_file(const Parameter& parameter, const at::Tensor& stored) const override;
+
+ private:
+  Llama(const LlamaConfig& config, ParameterMaker&& make);
+  bool is_rotary(const Parameter& parameter) const;
+
+  const LlamaConfig c_;
+  at::Tensor embedding_;  // [V, D]
+  std::vector<LlamaBlock> blocks_;
+  at::Tensor final_norm_;  // [D]
+  at::Tensor output_;      // [V, D]; the embedding itself where tied
+};
+
+}  // namespace megalodon::model

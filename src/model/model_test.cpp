@@ -1,0 +1,234 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "base/random.h"
+#include "model/language_model.h"
+#include "model/streaming.h"
+#include "ops/testing.h"
+
+namespace megalodon::model {
+namespace {
+
+MegalodonConfig small_megalodon() {
+  MegalodonConfig c;
+  c.vocab_size = 50;
+  c.num_layers = 2;
+  c.model_dim = 24;
+  c.num_heads = 2;
+  c.z_dim = 8;
+  c.value_dim = 32;
+  c.ffn_hidden_dim = 40;
+  c.cema_ndim = 4;
+  c.chunk_size = 16;
+  c.norm_num_groups = 6;
+  return c;
+}
+
+LlamaConfig small_llama() {
+  LlamaConfig c;
+  c.vocab_size = 50;
+  c.num_hidden_layers = 2;
+  c.hidden_size = 24;
+  c.intermediate_size = 40;
+  c.num_attention_heads = 4;
+  c.num_key_value_heads = 2;
+  c.head_dim = 6;
+  c.initializer_range = 0;
+  return c;
+}
+
+std::vector<ModelConfig> configurations() {
+  std::vector<ModelConfig> all{small_megalodon(), small_llama()};
+  auto c = small_megalodon();
+  c.num_heads = 1;
+  c.norm_affine = false;
+  c.swiglu = c.rescale_nffn = c.scale_emb = c.share_emb = true;
+  all.push_back(c);
+  auto l = small_llama();
+  l.position_embedding = "none";
+  l.tie_word_embeddings = true;
+  l.num_key_value_heads = 4;
+  all.push_back(l);
+  return all;
+}
+
+at::Tensor random_tokens(int64_t B, int64_t L, uint64_t seed) {
+  Random random(seed, Purpose::test, 0);
+  auto tokens = at::empty({B, L}, at::kLong);
+  for (int64_t i = 0; i < tokens.numel(); ++i) {
+    tokens.mutable_data_ptr<int64_t>()[i] = static_cast<int64_t>(random.below(50));
+  }
+  return tokens;
+}
+
+double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
+
+TEST(Streaming, AnySplitGivesTheLogitsOfOneCall) {
+  const at::NoGradGuard no_grad;
+  for (std::size_t i = 0; const auto& config : configurations()) {
+    const auto model = make_model(config, 7);
+    const auto tokens = random_tokens(3, 300, i);
+    const auto whole = model->forward(tokens);
+    Random random(i++, Purpose::test, 1);
+    for (int trial = 0; trial < 6; ++trial) {
+      auto state = model->fresh_state(3);
+      std::vector<at::Tensor> pieces;
+      for (int64_t position = 0; position < 300;) {
+        const auto most = trial < 2   ? 3
+                          : trial < 4 ? 40
+                                      : 200;  // often across chunk borders of 16, from anywhere
+        const auto length = std::min<int64_t>(
+            1 + static_cast<int64_t>(random.below(static_cast<uint64_t>(most))), 300 - position);
+        pieces.push_back(model->forward(tokens.narrow(1, position, length), &state));
+        position += length;
+      }
+      EXPECT_LE(largest_difference(at::cat(pieces, 1), whole), 1e-4)
+          << model_type(config) << " trial " << trial;
+      EXPECT_TRUE(state.position.eq(300).all().item<bool>());
+    }
+  }
+}
+
+TEST(Streaming, StreamsOfDifferentPositionShareABatch) {
+  const at::NoGradGuard no_grad;
+  for (const auto& config : configurations()) {
+    const auto model = make_model(config, 7);
+    const std::vector<int64_t> lengths{1, 15, 16, 37};
+    auto batch = model->fresh_state(4);
+    std::vector<StreamState> alone;
+    for (int64_t row = 0; row < 4; ++row) {
+      auto state = model->fresh_state(1);
+      model->forward(random_tokens(1, lengths[static_cast<std::size_t>(row)], static_cast<uint64_t>(row)),
+                     &state);
+      batch.assign({row}, state);
+      alone.push_back(state);
+    }
+    const auto next = random_tokens(4, 21, 99);
+    const auto together = model->forward(next, &batch);
+    for (int64_t row = 0; row < 4; ++row) {
+      auto& state = alone[static_cast<std::size_t>(row)];
+      const auto expected = model->forward(next.narrow(0, row, 1), &state);
+      EXPECT_LE(largest_difference(together.narrow(0, row, 1), expected), 1e-4)
+          << model_type(config) << " row " << row;
+      EXPECT_EQ(batch.position[row].item<int64_t>(), lengths[static_cast<std::size_t>(row)] + 21);
+    }
+  }
+}
+
+TEST(Streaming, AStateIsSavedLoadedForkedAndDropped) {
+  const at::NoGradGuard no_grad;
+  const auto path = std::filesystem::temp_directory_path() / "megalodon_state_test.safetensors";
+  for (const auto& config : configurations()) {
+    const auto model = make_model(config, 7);
+    auto state = model->fresh_state(2);
+    model->forward(random_tokens(2, 45, 1), &state);
+    state.save(path);
+    auto loaded = StreamState::load(path), forked = state.fork();
+    const auto next = random_tokens(2, 9, 2);
+    const auto expected = model->forward(next, &state);
+    model->forward(random_tokens(2, 30, 3), &forked);  // a fork goes its own way
+    EXPECT_TRUE(at::equal(model->forward(next, &loaded), expected));
+  }
+  std::filesystem::remove(path);
+}
+
+TEST(Streaming, MegalodonsStateDoesNotGrow) {
+  const at::NoGradGuard no_grad;
+  const auto model = make_model(small_megalodon(), 7);
+  auto state = model->fresh_state(1);
+  const auto bytes = state.bytes();
+  stream(*model, random_tokens(1, 5000, 1), state, {}, [](int64_t, const at::Tensor&) {});
+  EXPECT_EQ(state.bytes(), bytes);
+}
+
+TEST(Streaming, PositionsAre64Bit) {
+  const at::NoGradGuard no_grad;
+  const auto model = make_model(small_megalodon(), 7);
+  auto near = model->fresh_state(1), far = model->fresh_state(1);
+  const int64_t distant = (int64_t{1} << 40) * 16;  // a multiple of the chunk
+  far.position.fill_(distant);
+  const auto tokens = random_tokens(1, 40, 5);
+  EXPECT_LE(largest_difference(model->forward(tokens, &near), model->forward(tokens, &far)), 1e-4);
+  EXPECT_EQ(far.position.item<int64_t>(), distant + 40);
+}
+
+TEST(Streaming, TruncatedStatisticsAreThoseOfTheLastSixChunks) {
+  const at::NoGradGuard no_grad;
+  const auto model = make_model(small_megalodon(), 7);
+  const auto tokens = random_tokens(1, 16 * 9, 4);
+  auto truncated = model->fresh_state(1), fresh = model->fresh_state(1);
+  stream(*model, tokens, truncated, {.truncate_statistics = true}, [](int64_t, const at::Tensor&) {});
+  // By hand: 8 chunks, the statistics of a fresh pass over the chunks 2 to 7, then the last chunk.
+  auto state = model->fresh_state(1);
+  model->hidden(tokens.narrow(1, 0, 128), &state);
+  model->hidden(tokens.narrow(1, 32, 96), &fresh);
+  for (auto& [name, tensor] : state.tensors) {
+    if (name.find("norm") != std::string::npos) tensor = fresh.tensors.at(name);
+  }
+  model->hidden(tokens.narrow(1, 128, 16), &state);
+  for (const auto& [name, tensor] : state.tensors) {
+    EXPECT_LE(ops::testing::relative_error(truncated.tensors.at(name), tensor), 1e-5) << name;
+  }
+  EXPECT_EQ(truncated.tensors.at("final_norm_count").item<int64_t>(), 96 + 16);
+}
+
+TEST(Model, InitialValuesAreThoseOfTheSpec) {
+  auto c = small_megalodon();
+  c.model_dim = 512;
+  c.norm_num_groups = 32;
+  c.rescale_nffn = true;
+  const auto model = make_model(c, 3);
+  for (const auto& [name, value, is_matrix] : model->parameters()) {
+    const auto deviation = value.numel() > 1 ? value.std().item<double>() : 0;
+    const auto mean = value.mean().item<double>();
+    if (name.ends_with("wz.weight") || name.ends_with("fc1.weight"))
+      EXPECT_NEAR(deviation, std::sqrt(1 / (3.0 * 512)), 1e-3);
+    if (name.ends_with("cema.alpha")) EXPECT_NEAR(deviation, 0.2, 0.02);
+    if (name.ends_with("cema.omega")) EXPECT_NEAR(deviation, 0.25, 0.03);
+    if (name.ends_with("1.nffn.alpha")) EXPECT_FLOAT_EQ(static_cast<float>(mean), 0.05f);
+    if (name == "embed.weight") {
+      EXPECT_LE(value.abs().max().item<double>(), 3 / std::sqrt(512.0) + 1e-6);
+      EXPECT_NEAR(deviation, 0.986 / std::sqrt(512.0), 1e-3);  // truncated at three deviations
+    }
+    if (name.ends_with("bias") || name.ends_with("gamma") || name.ends_with("beta")) {
+      if (name.find("cema") == std::string::npos) EXPECT_EQ(value.abs().max().item<double>(), 0) << name;
+    }
+    EXPECT_EQ(is_matrix, value.dim() == 2 && name.ends_with("weight")) << name;
+  }
+  const auto theta0 = model->parameters()[5].value, again = make_model(c, 3)->parameters()[5].value;
+  EXPECT_TRUE(at::equal(theta0, again));
+}
+
+TEST(Model, DropoutIsAFunctionOfSeedAndStep) {
+  auto c = small_megalodon();
+  c.dropout = c.hidden_dropout = c.attention_dropout = 0.3;
+  const auto model = make_model(c, 7);
+  const at::NoGradGuard no_grad;
+  const auto tokens = random_tokens(2, 40, 1);
+  const auto with = [&](uint64_t seed, uint64_t step) {
+    DropoutKeys keys(seed, step);
+    return model->forward(tokens, nullptr, &keys);
+  };
+  EXPECT_TRUE(at::equal(with(1, 5), with(1, 5)));
+  EXPECT_FALSE(at::equal(with(1, 5), with(1, 6)));
+  EXPECT_FALSE(at::equal(with(1, 5), with(2, 5)));
+  EXPECT_FALSE(at::equal(with(1, 5), model->forward(tokens)));
+  EXPECT_TRUE(at::equal(model->forward(tokens), model->forward(tokens)));
+}
+
+TEST(Model, Bfloat16StaysNearFloat32) {
+  const at::NoGradGuard no_grad;
+  for (const auto& config : configurations()) {
+    const auto model = make_model(config, 7);
+    const auto tokens = random_tokens(2, 70, 1);
+    const auto exact = model->forward(tokens);
+    model->set_compute_type(at::kBFloat16);
+    EXPECT_LE(ops::testing::relative_error(model->forward(tokens), exact), 5e-2) << model_type(config);
+  }
+}
+
+}  // namespace
+}  // namespace megalodon::model
