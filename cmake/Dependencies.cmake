@@ -7,3 +7,7 @@ find_package(nlohmann_json 3.11 REQUIRED)
 find_path(TOMLPP_INCLUDE_DIR toml++/toml.h REQUIRED)
 find_path(HIGHWAY_INCLUDE_DIR hwy/highway.h REQUIRED)
 find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED)
+
+if(MEGALODON_SENTENCEPIECE)
+  include(SentencePiece)
+endif()
