@@ -6,17 +6,29 @@
 
 namespace megalodon {
 namespace {
-std::string one_line(std::string_view what, std::string_view where, std::string_view what_to_do) {
-  std::string line(what);
-  if (!where.empty()) line.append(" (").append(where).append(")");
-  if (!what_to_do.empty()) line.append(": ").append(what_to_do);
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  return line;
+std::string message(std::string_view what, std::string_view where, std::string_view what_to_do) {
+  std::string text(what);
+  if (!where.empty()) text.append(" (").append(where).append(")");
+  if (!what_to_do.empty()) text.append(": ").append(what_to_do);
+  return one_line(text);
 }
 }  // namespace
 
+std::string one_line(std::string_view text) {
+  std::string line(text);
+  for (char& c : line) {
+    const auto code = static_cast<unsigned char>(c);
+    if (c == '\n' || c == '\r' || c == '\t') {
+      c = ' ';
+    } else if (code < 0x20 || code == 0x7f) {
+      c = '?';
+    }
+  }
+  return line;
+}
+
 Error::Error(Kind kind, std::string_view what, std::string_view where, std::string_view what_to_do)
-    : std::runtime_error(one_line(what, where, what_to_do)), kind_(kind) {}
+    : std::runtime_error(message(what, where, what_to_do)), kind_(kind) {}
 
 void fail_request(std::string_view what, std::string_view where, std::string_view what_to_do) {
   throw Error(Error::Kind::request, what, where, what_to_do);

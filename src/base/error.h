@@ -5,6 +5,10 @@
 
 namespace megalodon {
 
+// `text` for a line that a person reads: line breaks and tabs are spaces, other control characters '?', so
+// that names out of a hostile file neither forge lines nor steer the terminal.
+std::string one_line(std::string_view text);
+
 // An error that a person reads: one line, `WHAT (WHERE): WHAT TO DO`.
 // The command line prints it behind `error: ` and exits with the code of its kind.
 class Error : public std::runtime_error {

@@ -11,6 +11,8 @@
 #include <mutex>
 #include <utility>
 
+#include "base/error.h"
+
 namespace megalodon {
 namespace {
 
@@ -118,10 +120,8 @@ void Progress::update(std::int64_t done, std::string_view text) {
 namespace {
 
 void log_line(std::string_view kind, std::string_view message) {
-  std::string line(message);
-  std::replace(line.begin(), line.end(), '\n', ' ');
   const std::lock_guard guard(stderr_lock);
-  write_stderr((shown_bar ? clear_line : "") + std::string(kind) + ": " + line + "\n");
+  write_stderr((shown_bar ? clear_line : "") + std::string(kind) + ": " + one_line(message) + "\n");
   if (shown_bar) shown_bar->draw();
 }
 

@@ -58,8 +58,8 @@ TEST(Human, CountsAndBytes) {
 TEST(Log, OneWholeLine) {
   ::testing::internal::CaptureStderr();
   log_note("a\nb");
-  log_warning("c");
-  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "note: a b\nwarning: c\n");
+  log_warning("c\x1b[2J");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "note: a b\nwarning: c?[2J\n");
 }
 
 TEST(Progress, PlainLineAtTheEnd) {

@@ -20,13 +20,14 @@ struct Job {
 };
 void share(void* p) {
   auto& j = *static_cast<Job*>(p);
-  const std::int64_t team = std::min<std::int64_t>(omp_get_num_threads(), (j.n + j.grain - 1) / j.grain),
-                     me = omp_get_thread_num();
+  const std::int64_t team = std::min<std::int64_t>(omp_get_num_threads(), j.n / j.grain);
+  const std::int64_t me = omp_get_thread_num();
   if (me >= team) return;
-  const std::int64_t chunk = (j.n + team - 1) / team, begin = me * chunk, end = std::min(j.n, begin + chunk);
-  if (begin >= end) return;
+  // The first `longer` shares have one item more.
+  const std::int64_t size = j.n / team, longer = j.n % team;
+  const std::int64_t begin = me * size + std::min(me, longer);
   try {
-    j.body(j.data, begin, end);
+    j.body(j.data, begin, begin + size + (me < longer ? 1 : 0));
   } catch (...) {
     const std::lock_guard guard(j.lock);
     if (!j.error) j.error = std::current_exception();
@@ -36,8 +37,9 @@ void share(void* p) {
 void parallel_for(std::int64_t n, std::int64_t grain, void (*body)(void*, std::int64_t, std::int64_t),
                   void* data) {
   if (n <= 0) return;
-  if (n <= grain || omp_get_max_threads() == 1 || omp_in_parallel()) return body(data, 0, n);
-  Job job{n, std::max<std::int64_t>(grain, 1), body, data, {}, nullptr};
+  grain = std::max<std::int64_t>(grain, 1);
+  if (n / grain < 2 || omp_get_max_threads() == 1 || omp_in_parallel()) return body(data, 0, n);
+  Job job{n, grain, body, data, {}, nullptr};
   GOMP_parallel(share, &job, 0, 0);
   if (job.error) std::rethrow_exception(job.error);
 }
