@@ -157,6 +157,14 @@ TEST(SentencePiece, RefusesBrokenModels) {
   const std::string model = train_model(all_arguments()[0]);
   EXPECT_ERROR(parse_sentencepiece("", "m.model"), "not a SentencePiece model (m.model)");
   EXPECT_ERROR(parse_sentencepiece("no model", "m.model"), "not a SentencePiece model (m.model)");
+  const auto piece = [](const std::string& text, char type) {  // of a ModelProto: its field 1
+    const std::string fields = "\x0A" + std::string(1, static_cast<char>(text.size())) + text + "\x18" + type;
+    return "\x0A" + std::string(1, static_cast<char>(fields.size())) + fields;
+  };
+  EXPECT_NO_THROW(parse_sentencepiece(piece("<unk>", 2) + piece("a", 1), "m.model"));
+  EXPECT_ERROR(parse_sentencepiece(piece("<unk>", 2) + piece("", 1), "m.model"), "(m.model)");
+  EXPECT_ERROR(parse_sentencepiece(piece("<unk>", 2) + piece("", 4), "m.model"), "(m.model)");
+  EXPECT_ERROR(parse_sentencepiece(piece("a", 1), "m.model"), "(m.model)");
   int refused = 0;
   for (std::size_t length = 0; length < model.size(); length += 7) {
     try {

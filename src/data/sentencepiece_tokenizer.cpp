@@ -2,6 +2,7 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
+#include <exception>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -41,8 +42,7 @@ class SentencePieceTokenizer final : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view model, std::string_view where) : model_(model) {
     sentencepiece::SetMinLogLevel(3);  // its own lines on stderr; what fails comes back as a status
-    const auto status = processor_.LoadFromSerializedProto(model_);
-    if (!status.ok() || processor_.GetPieceSize() <= 0) {
+    if (!load()) {
       fail_request("not a SentencePiece model", where, "give the tokenizer.model that SentencePiece wrote");
     }
     std::string normal = processor_.Normalize("a"), spaced = processor_.Normalize("a  a");
@@ -100,6 +100,15 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
  private:
+  // A malformed model comes back as a status or, out of the tries inside, as an exception.
+  bool load() {
+    try {
+      return processor_.LoadFromSerializedProto(model_).ok() && processor_.GetPieceSize() > 0;
+    } catch (const std::exception&) {
+      return false;
+    }
+  }
+
   static int count_spaces(std::string_view text) {
     int count = 0;
     for (std::size_t at = 0; (at = text.find(kSpace, at)) != std::string_view::npos; ++at) ++count;
