@@ -192,6 +192,12 @@ TEST(Config, MalformedTextNamesTheLine) {
   EXPECT_TRUE(contains(parse_error(std::string_view("a = 1\0b", 7)), "malformed TOML (run.toml:1): "));
 }
 
+// Undefined behaviour in toml++ 3.3, found by fuzzing: seen in the sanitizer builds.
+TEST(Config, LettersThatAreNotWhiteSpace) {
+  EXPECT_TRUE(contains(parse_error("a\u029e = 1"), "malformed TOML (run.toml:1): "));
+  EXPECT_TRUE(contains(parse_error("a = 1 \u029e"), "malformed TOML (run.toml:1): "));
+}
+
 TEST(Config, NestingIsBounded) {
   const auto repeated = [](std::string_view part, int times) {
     std::string text;
