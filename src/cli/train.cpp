@@ -1,0 +1,168 @@
+#include <memory>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/signals.h"
+#include "cli/command.h"
+#include "model/model_folder.h"
+#include "report/run_report.h"
+#include "report/tensorboard.h"
+#include "train/corpora.h"
+#include "train/trainer.h"
+
+namespace megalodon::cli {
+namespace {
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string config, device;
+  std::vector<std::string> overrides;
+  bool resume = false;
+};
+
+class TensorBoard : public train::Listener {
+ public:
+  TensorBoard(const fs::path& folder, int64_t resumed_step) : writer_(folder) {
+    if (resumed_step > 0) writer_.discard_from(resumed_step + 1);
+  }
+  void on_start(const Json& facts) override {
+    writer_.add_text("run", dump_json(facts), facts["step"].get<int64_t>());
+  }
+  void on_step(const train::StepMetrics& m) override {
+    writer_.add_scalar("train/loss", m.loss, m.step);
+    writer_.add_scalar("train/gradient_norm", m.gradient_norm, m.step);
+    writer_.add_scalar("train/learning_rate", m.learning_rate, m.step);
+    writer_.add_scalar("train/tokens_per_second", m.tokens_per_second, m.step);
+  }
+  void on_validation(const train::ValidationMetrics& m) override {
+    writer_.add_scalar("validation/loss", m.loss, m.step);
+    writer_.add_scalar("validation/perplexity", m.perplexity, m.step);
+    writer_.add_scalar("validation/bits_per_byte", m.bits_per_byte, m.step);
+  }
+
+ private:
+  report::EventWriter writer_;
+};
+
+class ProgressBar : public train::Listener {
+ public:
+  ProgressBar(int64_t steps, int64_t resumed_step) : bar_("train", steps, "step") {
+    bar_.start_at(resumed_step);
+  }
+  void on_start(const Json&) override {}
+  void on_step(const train::StepMetrics& m) override {
+    char text[96];
+    std::snprintf(text, sizeof text, "loss %.4f%s, %s tokens/s", m.loss, validation_.c_str(),
+                  human_count(m.tokens_per_second).c_str());
+    bar_.update(m.step, text);
+  }
+  void on_validation(const train::ValidationMetrics& m) override {
+    char text[64];
+    std::snprintf(text, sizeof text, ", validation %.4f (%.4f bits/byte)", m.loss, m.bits_per_byte);
+    validation_ = text;
+  }
+
+ private:
+  Progress bar_;
+  std::string validation_;
+};
+
+// Refuses to mix two runs in one folder; writes the resolved configuration where it is new.
+void settle_run_folder(const fs::path& run, const std::string& resolved, bool resume) {
+  const auto saved = run / "config.toml";
+  if (!fs::exists(saved)) return write_file_atomically(saved, resolved);
+  if (!resume) {
+    fail_request("the run directory holds a run", run.string(),
+                 "continue it with --resume, or name another with --set run=DIR");
+  }
+  std::string differing;
+  for (const auto& difference : config_differences(read_file(saved), resolved)) {
+    if (!train::may_change_on_resume(difference.substr(0, difference.find(':')))) {
+      differing += (differing.empty() ? "" : "; ") + difference;
+    }
+  }
+  if (!differing.empty()) {
+    fail_request("the configuration is not the run's: " + differing, saved.string(),
+                 "undo the change, or start another run");
+  }
+}
+
+std::unique_ptr<model::LanguageModel> open_model(const train::TrainConfig& config, Config& toml,
+                                                 const data::Tokenizer& tokenizer) {
+  if (!config.from.empty()) {
+    auto model = model::load_model(config.from);
+    for (const auto& parameter : model->parameters()) parameter.value.set_requires_grad(true);
+    check_fits(tokenizer, *model, config.from);
+    toml.finish();
+    return model;
+  }
+  const auto model_config = model::read_model_config(toml, tokenizer.vocabulary_size());
+  toml.finish();
+  return model::make_model(model_config, config.seed);
+}
+
+int run(const Options& o) {
+  auto overrides = o.overrides;
+  if (!o.device.empty()) overrides.push_back("device=\"" + o.device + "\"");
+  auto toml = Config::from_file(o.config, overrides);
+  const auto config = train::read_train_config(toml);
+  const auto device = choose_device(config.device);
+  // The model's keys are checked before anything is written; its vocabulary is known once the data is.
+  if (config.from.empty()) {
+    model::read_model_config(toml, 1);
+    toml.finish();
+  }
+  std::error_code made;
+  fs::create_directories(config.run, made);
+  if (made)
+    fail_request("the run directory cannot be made: " + made.message(), config.run.string(),
+                 "name another with --set run=DIR");
+  const FolderLock lock(config.run);
+  settle_run_folder(config.run, toml.resolved(), o.resume);
+  const auto corpora = train::open_corpora(config);
+  const auto model = open_model(config, toml, *corpora.tokenizer);
+
+  train::Trainer trainer(config, *model, *corpora.tokenizer, *corpora.training, *corpora.validation);
+  const int64_t step = trainer.resume();
+  train::MetricsFile metrics(config.run / "metrics.jsonl", step);
+  TensorBoard tensorboard(config.run / "tb", step);
+  catch_interrupts();
+  bool finished = false;
+  {
+    ProgressBar progress(config.steps, step);
+    const std::vector<train::Listener*> listeners{&metrics, &tensorboard, &progress};
+    const Json facts{{"kind", step > 0 ? "resume" : "start"},
+                     {"step", step},
+                     {"parameters", model->parameter_count()},
+                     {"model", model::model_type(model->config())},
+                     {"device", device},
+                     {"compute_type", config.compute_type}};
+    for (auto* listener : listeners) listener->on_start(facts);
+    finished = trainer.run(listeners);
+  }
+  report::write_run_report(config.run);
+  if (!finished) {
+    log_note("interrupted; the checkpoint is saved: continue with megalodon train " + o.config + " --resume");
+    return static_cast<int>(Error::Kind::work);
+  }
+  log_note("done: model in " +
+           (config.run / "checkpoints" / ("step-" + std::to_string(config.steps))).string() + ", report in " +
+           (config.run / "report.html").string());
+  return 0;
+}
+
+}  // namespace
+
+void add_train(CLI::App& program, Run& chosen) {
+  auto* command = program.add_subcommand("train", "Train or fine-tune a model; writes a run directory");
+  auto o = std::make_shared<Options>();
+  command->add_option("CONFIG", o->config, "a TOML configuration (docs/configuration.md)")->required();
+  command->add_flag("--resume", o->resume, "go on from the newest checkpoint of the run directory");
+  command->add_option("--set", o->overrides, "key=value: overrides a key of the configuration")
+      ->allow_extra_args(false);
+  add_device(*command, o->device);
+  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+}
+
+}  // namespace megalodon::cli

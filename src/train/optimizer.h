@@ -1,0 +1,48 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "base/config.h"
+#include "model/parameters.h"
+#include "model/tensor_file.h"
+
+namespace megalodon::train {
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
+  double weight_decay = 0.1;  // on matrices alone, decoupled (Loshchilov and Hutter, 2019)
+  double clip = 1.0;          // bound on the norm of all gradients together; 0: none
+};
+
+AdamWOptions read_optimizer(Config& config);
+
+// AdamW over float32 parameters, clipping included: one pass over the gradients for the norm, one for the
+// update.
+class AdamW {
+ public:
+  AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options);
+
+  // The norm of all gradients together, before clipping.
+  double gradient_norm() const;
+  // Updates by the gradients scaled to the clip bound, and clears them. `norm` is gradient_norm().
+  void step(double rate, double norm);
+  void clear_gradients();
+
+  // First and second moments and the number of steps, by parameter name: what a checkpoint keeps.
+  model::NamedTensors state() const;
+  void load(const SafetensorsFile& file);
+
+ private:
+  struct Group {
+    std::vector<at::Tensor> parameters, first_moments, second_moments, steps;
+    std::vector<std::string> names;
+    double weight_decay;
+  };
+  void step(Group& group, double rate, const at::Tensor& gradient_divisor);
+
+  AdamWOptions options_;
+  std::vector<Group> groups_;  // decayed, not decayed
+};
+
+}  // namespace megalodon::train

@@ -1,0 +1,86 @@
+#include "train/optimizer.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "ops/testing.h"
+
+namespace megalodon::train {
+namespace {
+
+std::vector<model::Parameter> parameters() {
+  return {{"matrix.weight", ops::testing::random({3, 4}).set_requires_grad(true), true},
+          {"norm.weight", ops::testing::random({5}).set_requires_grad(true), false}};
+}
+
+void set_gradients(const std::vector<model::Parameter>& all, double scale) {
+  for (const auto& p : all) {
+    auto value = p.value;
+    value.mutable_grad() = ops::testing::random(value.sizes()) * scale;
+  }
+}
+
+// The update of Loshchilov and Hutter (2019), element by element in float64.
+TEST(AdamW, FollowsItsDefinition) {
+  const AdamWOptions o{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 0.5};
+  const auto all = parameters();
+  AdamW optimizer(all, o);
+  std::vector<at::Tensor> value, m, v;
+  for (const auto& p : all) {
+    value.push_back(p.value.detach().to(at::kDouble));
+    m.push_back(at::zeros_like(value.back()));
+    v.push_back(at::zeros_like(value.back()));
+  }
+  for (int step = 1; step <= 4; ++step) {
+    set_gradients(all, step == 2 ? 0.01 : 1.0);  // once below the bound of the clip
+    const double norm = optimizer.gradient_norm();
+    double squares = 0;
+    for (std::size_t i = 0; i < all.size(); ++i)
+      squares += all[i].value.grad().to(at::kDouble).square().sum().item<double>();
+    EXPECT_NEAR(norm, std::sqrt(squares), 1e-6);
+    const double rate = 0.01 * step;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const auto g = all[i].value.grad().to(at::kDouble) * std::min(1.0, o.clip / norm);
+      m[i] = o.beta1 * m[i] + (1 - o.beta1) * g;
+      v[i] = o.beta2 * v[i] + (1 - o.beta2) * g * g;
+      value[i] = value[i] * (1 - rate * (all[i].is_matrix ? o.weight_decay : 0));
+      value[i] = value[i] - rate * (m[i] / (1 - std::pow(o.beta1, step))) /
+                                ((v[i] / (1 - std::pow(o.beta2, step))).sqrt() + o.eps);
+    }
+    optimizer.step(rate, norm);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      EXPECT_LE(ops::testing::relative_error(all[i].value.detach(), value[i]), 1e-6)
+          << all[i].name << " step " << step;
+      EXPECT_FALSE(all[i].value.grad().defined());
+    }
+  }
+}
+
+TEST(AdamW, GoesOnFromItsState) {
+  const auto path = std::filesystem::temp_directory_path() / "megalodon_optimizer_test.safetensors";
+  const auto all = parameters();
+  AdamW optimizer(all, {});
+  set_gradients(all, 1);
+  optimizer.step(0.1, optimizer.gradient_norm());
+  model::save_tensors(path, optimizer.state());
+  std::vector<model::Parameter> copy;
+  for (const auto& p : all)
+    copy.push_back({p.name, p.value.detach().clone().set_requires_grad(true), p.is_matrix});
+  AdamW again(copy, {});
+  again.load(SafetensorsFile(path));
+  set_gradients(all, 1);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    auto value = copy[i].value;
+    value.mutable_grad() = all[i].value.grad().clone();
+  }
+  optimizer.step(0.1, optimizer.gradient_norm());
+  again.step(0.1, again.gradient_norm());
+  for (std::size_t i = 0; i < all.size(); ++i) EXPECT_TRUE(at::equal(all[i].value, copy[i].value));
+  std::filesystem::remove(path);
+}
+
+}  // namespace
+}  // namespace megalodon::train
