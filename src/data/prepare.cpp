@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <optional>
+#include <memory>
 #include <string>
 #include <system_error>
 
@@ -90,7 +90,8 @@ class SplitWriter {
     char number[16];
     std::snprintf(number, sizeof number, "-%05d.shard", static_cast<int>(summary_.shards));
     file_ = name_ + number;
-    shard_.emplace(folder_ / file_, tokenizer_.vocabulary_size(), tokenizer_.fingerprint());
+    shard_ = std::make_unique<ShardWriter>(folder_ / file_, tokenizer_.vocabulary_size(),
+                                           tokenizer_.fingerprint());
   }
 
   fs::path folder_;
@@ -100,7 +101,7 @@ class SplitWriter {
   std::int64_t shard_tokens_, document_bytes_ = 0;
   bool begun_ = false;  // the document has tokens
   std::vector<std::int32_t> ids_;
-  std::optional<ShardWriter> shard_;
+  std::unique_ptr<ShardWriter> shard_;  // the one being written
   Json listed_ = Json::array();
   SplitSummary summary_;
 };

@@ -33,8 +33,8 @@ std::string train_model(const std::string& arguments) {
 const std::vector<std::string>& all_arguments() {
   static const std::vector<std::string> arguments{
       "--model_type=unigram",
-      "--model_type=bpe --byte_fallback=true --normalization_rule_name=identity "
-      "--remove_extra_whitespaces=false",
+      ("--model_type=bpe --byte_fallback=true --normalization_rule_name=identity "
+       "--remove_extra_whitespaces=false"),
       "--model_type=unigram --add_dummy_prefix=false", "--model_type=bpe --treat_whitespace_as_suffix=true",
       "--model_type=unigram --bos_id=-1 --eos_id=-1"};
   return arguments;
