@@ -6,12 +6,18 @@
 
 #include <limits>
 
+#include "ops/attention/kernel.h"
 #include "ops/check.h"
+#include "ops/dropout/kernel.h"
 #include "ops/registered.h"
 
 namespace megalodon::ops {
 namespace {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 using Optional = std::optional<at::Tensor>;
+using Pair = std::tuple<at::Tensor, at::Tensor>;
+using Triple = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 void check_options(const AttentionOptions& options) {
   TORCH_CHECK(options.chunk >= 0, "[attention] chunk: expected at least 0, got ", options.chunk);
@@ -71,32 +77,156 @@ std::optional<AttentionCache> join(const Optional& k, const Optional& v) {
   return k ? std::optional(AttentionCache{*k, *v}) : std::nullopt;
 }
 
-at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
-                   const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
-                   double scale, double dropout, int64_t dropout_key) {
+cpu::AttentionSizes sizes_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const AttentionOptions& o, int64_t C) {
+  return {.B = q.size(0),
+          .L = q.size(1),
+          .H = q.size(2),
+          .Hkv = k.size(2),
+          .dk = q.size(3),
+          .dv = v.size(3),
+          .C = C,
+          .chunk = o.chunk,
+          .previous_chunks = o.chunk > 0 ? o.previous_chunks : 0,
+          .scale = static_cast<float>(o.scale),
+          .dropout_threshold = dropout_threshold(o.dropout),
+          .kept = static_cast<float>(1 / (1 - o.dropout)),
+          .dropout_key = static_cast<uint64_t>(o.dropout_key)};
+}
+
+// o, and the logarithms of the softmax's denominators [B, H, L].
+Pair forward_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
+                 const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
+                 double scale, double dropout, int64_t dropout_key) {
+  const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous(), start_ = start.contiguous();
+  const auto cached = [](const Optional& x) { return x ? x->contiguous() : at::Tensor(); };
+  const auto cache_k_ = cached(cache_k), cache_v_ = cached(cache_v);
+  const auto sizes = sizes_of(q, k, v, {chunk, previous_chunks, scale, dropout, dropout_key},
+                              cache_k ? cache_k->size(1) : 0);
+  const auto o = at::empty({sizes.B, sizes.L, sizes.H, sizes.dv}, q.options());
+  const auto lse = at::empty({sizes.B, sizes.H, sizes.L}, q.options().dtype(at::kFloat));
+  with_element_type(q, [&]<class T>(T*) {
+    const cpu::AttentionInputs<T> in{pointer<T>(q_),           pointer<T>(k_),       pointer<T>(v_),
+                                     pointer<int64_t>(start_), pointer<T>(cache_k_), pointer<T>(cache_v_)};
+    cpu::attention_forward(sizes, in, mutable_pointer<T>(o), mutable_pointer<float>(lse));
+  });
+  return {o, lse};
+}
+
+Triple backward_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
+                    const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o, int64_t chunk,
+                    int64_t previous_chunks, double scale, double dropout, int64_t dropout_key) {
+  const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous(), start_ = start.contiguous();
+  const auto d_o_ = d_o.contiguous(), dq = at::empty_like(q_);
+  const auto sizes = sizes_of(q, k, v, {chunk, previous_chunks, scale, dropout, dropout_key}, 0);
+  // Where a key is seen from several chunks its gradient is a sum, in float32.
+  const bool sums = sizes.previous_chunks > 0;
+  const auto gradient = [&](const at::Tensor& x) {
+    return sums ? at::zeros(x.sizes(), x.options().dtype(at::kFloat)) : at::empty_like(x);
+  };
+  const auto dk = gradient(k_), dv = gradient(v_);
+  with_element_type(q, [&]<class T>(T*) {
+    const cpu::AttentionInputs<T> in{pointer<T>(q_),           pointer<T>(k_), pointer<T>(v_),
+                                     pointer<int64_t>(start_), nullptr,        nullptr};
+    const auto run = [&]<class G>(G*) {
+      cpu::attention_backward(sizes, in, pointer<T>(o), pointer<float>(lse), pointer<T>(d_o_),
+                              mutable_pointer<T>(dq), mutable_pointer<G>(dk), mutable_pointer<G>(dv));
+    };
+    sums ? run(static_cast<float*>(nullptr)) : run(static_cast<T*>(nullptr));
+  });
+  return {dq, dk.to(k.scalar_type()), dv.to(v.scalar_type())};
+}
+
+at::Tensor infer_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
+                     const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
+                     double scale, double dropout, int64_t dropout_key) {
   const AttentionOptions options{chunk, previous_chunks, scale, dropout, dropout_key};
   const auto cache = join(cache_k, cache_v);
   check(q, k, v, start, options, cache);
-  return attention_reference(q, k, v, start, options, cache);
+  if (!has_fast_kernel(q)) return attention_reference(q, k, v, start, options, cache);
+  return std::get<0>(
+      forward_cpu(q, k, v, start, cache_k, cache_v, chunk, previous_chunks, scale, dropout, dropout_key));
+}
+
+struct Attention : torch::autograd::Function<Attention> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
+                            const at::Tensor& v, const at::Tensor& start, int64_t chunk,
+                            int64_t previous_chunks, double scale, double dropout, int64_t dropout_key) {
+    static const auto op = registered<decltype(forward_cpu)>("megalodon::attention_forward");
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [o, lse] =
+        op.call(q, k, v, start, {}, {}, chunk, previous_chunks, scale, dropout, dropout_key);
+    ctx->save_for_backward({q, k, v, start, o, lse});
+    ctx->saved_data["chunk"] = chunk;
+    ctx->saved_data["previous_chunks"] = previous_chunks;
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["dropout"] = dropout;
+    ctx->saved_data["dropout_key"] = dropout_key;
+    return o;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    static const auto op = registered<decltype(backward_cpu)>("megalodon::attention_backward");
+    const auto x = ctx->get_saved_variables();
+    auto& data = ctx->saved_data;
+    const auto [dq, dk, dv] = op.call(x[0], x[1], x[2], x[3], x[4], x[5], dy[0], data["chunk"].toInt(),
+                                      data["previous_chunks"].toInt(), data["scale"].toDouble(),
+                                      data["dropout"].toDouble(), data["dropout_key"].toInt());
+    return {dq, dk, dv, {}, {}, {}, {}, {}, {}};
+  }
+};
+
+at::Tensor dispatch(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
+                    const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
+                    double scale, double dropout, int64_t dropout_key) {
+  static const auto op = registered<decltype(infer_cpu)>("megalodon::attention");
+  return op.call(q, k, v, start, cache_k, cache_v, chunk, previous_chunks, scale, dropout, dropout_key);
+}
+
+// float64 and devices without kernels are differentiated through the reference.
+at::Tensor autograd(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
+                    const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
+                    double scale, double dropout, int64_t dropout_key) {
+  const AttentionOptions options{chunk, previous_chunks, scale, dropout, dropout_key};
+  const auto cache = join(cache_k, cache_v);
+  check(q, k, v, start, options, cache);
+  if (!has_fast_kernel(q)) return attention_reference(q, k, v, start, options, cache);
+  if (needs_gradient({q, k, v})) {
+    TORCH_CHECK(!cache, "[attention] cache: expected none where gradients are wanted, got one");
+    return Attention::apply(q, k, v, start, chunk, previous_chunks, scale, dropout, dropout_key);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return dispatch(q, k, v, start, cache_k, cache_v, chunk, previous_chunks, scale, dropout, dropout_key);
 }
 
 }  // namespace
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                      const AttentionOptions& options, const std::optional<AttentionCache>& cache) {
-  static const auto op = registered<decltype(forward)>("megalodon::attention");
-  return op.call(q, k, v, start, cache ? Optional(cache->k) : std::nullopt,
-                 cache ? Optional(cache->v) : std::nullopt, options.chunk, options.previous_chunks,
-                 options.scale, options.dropout, options.dropout_key);
+  return dispatch(q, k, v, start, cache ? Optional(cache->k) : std::nullopt,
+                  cache ? Optional(cache->v) : std::nullopt, options.chunk, options.previous_chunks,
+                  options.scale, options.dropout, options.dropout_key);
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor start, Tensor? cache_k=None, Tensor? cache_v=None, "
       "int chunk=0, int previous_chunks=0, float scale=1.0, float dropout=0.0, int dropout_key=0) -> Tensor");
+  m.def(
+      "attention_forward(Tensor q, Tensor k, Tensor v, Tensor start, Tensor? cache_k, Tensor? cache_v, "
+      "int chunk, int previous_chunks, float scale, float dropout, int dropout_key) -> (Tensor o, Tensor "
+      "lse)");
+  m.def(
+      "attention_backward(Tensor q, Tensor k, Tensor v, Tensor start, Tensor o, Tensor lse, Tensor d_o, "
+      "int chunk, int previous_chunks, float scale, float dropout, int dropout_key) -> "
+      "(Tensor dq, Tensor dk, Tensor dv)");
 }
-TORCH_LIBRARY_IMPL(megalodon, CompositeImplicitAutograd, m) {
-  m.impl("attention", &forward);
+TORCH_LIBRARY_IMPL(megalodon, CPU, m) {
+  m.impl("attention", &infer_cpu);
+  m.impl("attention_forward", &forward_cpu);
+  m.impl("attention_backward", &backward_cpu);
+}
+TORCH_LIBRARY_IMPL(megalodon, Autograd, m) {
+  m.impl("attention", &autograd);
 }
 
 }  // namespace megalodon::ops

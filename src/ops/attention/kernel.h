@@ -1,0 +1,36 @@
+#pragma once
+#include <cstdint>
+
+#include "ops/bfloat16.h"
+
+namespace megalodon::ops::cpu {
+
+struct AttentionSizes {
+  std::int64_t B, L, H, Hkv, dk, dv;
+  std::int64_t C;  // slots of the cache; 0: no cache
+  std::int64_t chunk, previous_chunks;
+  float scale;
+  std::uint32_t dropout_threshold;  // 0: no dropout
+  float kept;                       // 1/(1 - p)
+  std::uint64_t dropout_key;
+};
+
+// The arguments of ops/attention/attention.h; the cache null where there is none.
+template <class T>
+struct AttentionInputs {
+  const T *q, *k, *v;
+  const std::int64_t* start;
+  const T *cache_k, *cache_v;
+};
+
+// o [B, L, H, dv]; lse [B, H, L]: the logarithm of each softmax's denominator.
+template <class T>
+void attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in, T* o, float* lse);
+
+// Without a cache. dk, dv are G = T, or float where previous_chunks > 0: sums that start at zero, since
+// several chunks add to a key's gradient.
+template <class T, class G>
+void attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& in, const T* o,
+                        const float* lse, const T* d_o, T* dq, G* dk, G* dv);
+
+}  // namespace megalodon::ops::cpu
