@@ -91,14 +91,21 @@ std::string lead_sentence(const std::vector<RunMetrics>& runs, const Results& re
 
 std::string loss_chart(const std::vector<RunMetrics>& runs, Against against, std::string title,
                        std::string x_label, bool validation) {
-  LineChart chart{std::move(title), std::move(x_label), "loss, nats a token", {}, {}, false, {}, {}};
+  LineChart chart{std::move(title),
+                  std::move(x_label),
+                  "loss, nats a token (log scale)",
+                  {},
+                  Scale::logarithmic,
+                  false,
+                  {},
+                  {}};
   const std::vector<std::string> names = names_of(runs);
   for (std::size_t i = 0; i < runs.size(); ++i) {
     if (validation) {
       chart.series.push_back(validation_curve(runs[i], against, names[i]));
     } else {
       chart.series.push_back(training_curve(runs[i], against, &TrainingStep::loss, names[i]));
-      chart.series.back().smoothing = 0.9;
+      chart.series.back().smoothing = 0.8;
     }
   }
   return draw(chart);

@@ -37,7 +37,7 @@ pre { background: var(--card); border-radius: 8px; padding: 14px 16px; overflow-
 )css";
 
 bool is_number(std::string_view cell) {
-  return cell == "–" ||
+  return cell == "–" || cell.starts_with("−") ||
          (!cell.empty() && std::string_view("0123456789+-").find(cell[0]) != std::string_view::npos);
 }
 
@@ -89,9 +89,14 @@ void Page::table(const Table& table) {
     }
     body_ += "</tr>\n";
   };
-  body_ += "<div class=\"scroll\"><table>\n<thead>";
-  add_row("th", table.columns);
-  body_ += "</thead>\n<tbody>\n";
+  body_ += "<div class=\"scroll\"><table>\n";
+  if (std::any_of(table.columns.begin(), table.columns.end(),
+                  [](const auto& name) { return !name.empty(); })) {
+    body_ += "<thead>";
+    add_row("th", table.columns);
+    body_ += "</thead>\n";
+  }
+  body_ += "<tbody>\n";
   for (const auto& row : table.rows) add_row("td", row);
   body_ += "</tbody></table></div>\n";
 }

@@ -10,7 +10,8 @@ struct KeyFigure {
   std::string value, label;
 };
 
-// Columns whose cells all are numbers, or "–" for none, are set to the right.
+// Columns whose cells all are numbers, or "–" for none, are set to the right. Without
+// any column name there is no heading.
 struct Table {
   std::vector<std::string> columns;
   std::vector<std::vector<std::string>> rows;  // each as long as columns

@@ -119,7 +119,7 @@ Frame make_frame(const LineChart& chart, double top) {
   }
   double widest = 0;
   for (const Tick& tick : frame.y.ticks) widest = std::max(widest, text_width(tick.label));
-  frame.left = std::max(42.0, widest * 1.15 + 14);
+  frame.left = std::max(42.0, widest + 14);
   return frame;
 }
 
@@ -128,7 +128,7 @@ double draw_legend(Svg& svg, const LineChart& chart) {
   if (chart.series.size() < 2) return 0;
   double x = 0, y = kTitle + 14;
   for (std::size_t i = 0; i < chart.series.size(); ++i) {
-    const double width = 30 + text_width(chart.series[i].name) * 1.15 + 16;
+    const double width = 30 + text_width(chart.series[i].name) + 16;
     if (x > 0 && x + width > kWidth) {
       x = 0;
       y += kLegendRow;
@@ -149,7 +149,7 @@ void draw_axes(Svg& svg, const LineChart& chart, const Frame& frame) {
   }
   double free_from = 0;
   for (const Tick& tick : frame.x.ticks) {
-    const double x = frame.across(tick.value), half = text_width(tick.label) * 1.15 / 2;
+    const double x = frame.across(tick.value), half = text_width(tick.label) / 2;
     svg.line(x, frame.bottom, x, frame.bottom + 4, "axis");
     if (x - half < free_from || x + half > kWidth) continue;
     svg.text(x, frame.bottom + 18, tick.label, Anchor::middle, "tick");
@@ -159,9 +159,10 @@ void draw_axes(Svg& svg, const LineChart& chart, const Frame& frame) {
   svg.text((frame.left + frame.right) / 2, kHeight - 8, chart.x_label, Anchor::middle, "label");
 }
 
-// Three digits, the last zeros too, so that the ends of neighbouring lines compare.
+// Three digits of what is measured, the last zeros too, so that the ends of neighbouring lines compare.
 std::string end_label(double value) {
   const double size = std::abs(value);
+  if (value == std::floor(value)) return short_number(value, 4);  // a count
   return size >= 10000 || (size < 0.01 && size > 0) ? short_number(value, 3) : rounded(value, 3);
 }
 

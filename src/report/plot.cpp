@@ -46,7 +46,7 @@ std::string in_cell(double value, const HeatMap& map) {
 
 double widest_of(const std::vector<std::string>& names) {
   double widest = 0;
-  for (const std::string& name : names) widest = std::max(widest, text_width(name) * 1.15);
+  for (const std::string& name : names) widest = std::max(widest, text_width(name));
   return widest;
 }
 
@@ -96,7 +96,7 @@ std::string draw(const HeatMap& map) {
   double free_from = 0;
   for (std::size_t column = 0; column < map.columns.size(); ++column) {
     const double x = left + cell_width * (static_cast<double>(column) + 0.5);
-    const double half = text_width(map.columns[column]) * 1.15 / 2;
+    const double half = text_width(map.columns[column]) / 2;
     if (x - half < free_from) continue;
     svg.text(x, bottom + 16, map.columns[column], Anchor::middle, "tick");
     free_from = x + half + 6;
@@ -172,7 +172,7 @@ std::string_view chart_style() {
 .chart .marker.s3, .chart .band.s3, .chart .end.s3 { fill: var(--s3); }
 .chart .marker.s4, .chart .band.s4, .chart .end.s4 { fill: var(--s4); }
 .chart .marker.s5, .chart .band.s5, .chart .end.s5 { fill: var(--s5); }
-@media (max-width: 560px) { .chart { font-size: 14.5px; } }
+@media (max-width: 560px) { .chart { font-size: 15.5px; } }
 )css";
 }
 

@@ -12,7 +12,7 @@ namespace megalodon::report {
 namespace {
 
 constexpr std::size_t kDrawnPoints = 1000;
-constexpr double kSmoothing = 0.9;
+constexpr double kSmoothing = 0.8;
 
 template <class Record>
 double place(const Record& record, Against against) {
@@ -28,7 +28,14 @@ double place(const Record& record, Against against) {
 }
 
 LineChart loss_chart(const RunMetrics& run, Against against, std::string title, std::string x_label) {
-  LineChart chart{std::move(title), std::move(x_label), "loss, nats a token", {}, {}, false, {}, {}};
+  LineChart chart{std::move(title),
+                  std::move(x_label),
+                  "loss, nats a token (log scale)",
+                  {},
+                  Scale::logarithmic,
+                  false,
+                  {},
+                  {}};
   chart.series.push_back(training_curve(run, against, &TrainingStep::loss, "training"));
   chart.series.back().smoothing = kSmoothing;
   if (!run.validations.empty()) chart.series.push_back(validation_curve(run, against, "validation"));

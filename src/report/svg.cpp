@@ -73,7 +73,7 @@ double text_width(std::string_view text) {
     if ((letter & 0xc0) == 0x80) continue;  // the rest of a UTF-8 sequence
     const bool narrow = std::string_view(".,:;'|!()ilj ft").find(letter) != std::string_view::npos;
     const bool wide = std::string_view("mwMW").find(letter) != std::string_view::npos;
-    width += narrow ? 4 : wide ? 11 : 7.2;
+    width += narrow ? 5 : wide ? 13.5 : 8.8;
   }
   return width;
 }

@@ -32,7 +32,7 @@ class Svg {
 // A coordinate: one decimal at most.
 std::string coordinate(double value);
 
-// About how wide `text` is at a font size of 12.5.
+// About how wide `text` is in the largest size that the style sheet gives to the plain text of charts.
 double text_width(std::string_view text);
 
 }  // namespace megalodon::report
