@@ -45,7 +45,7 @@ std::vector<Tick> linear_ticks(double low, double high, int count) {
 }
 
 std::vector<Tick> logarithmic_ticks(double low, double high, int count) {
-  const double decades = std::log10(high / low);
+  const double decades = std::log10(high) - std::log10(low);
   if (decades < 0.7) return linear_ticks(low, high, count);
   std::vector<Tick> ticks;
   const int stride = std::max(1, static_cast<int>(std::ceil(decades / (count + 1))));
@@ -68,16 +68,18 @@ double Axis::place(double value) const {
   if (!std::isfinite(value)) return std::numeric_limits<double>::quiet_NaN();
   if (scale == Scale::linear) return (value - low) / (high - low);
   if (value <= 0) return std::numeric_limits<double>::quiet_NaN();
-  return std::log(value / low) / std::log(high / low);
+  return (std::log(value) - std::log(low)) / (std::log(high) - std::log(low));
 }
 
 Axis make_axis(std::span<const double> values, Scale scale, double padding, int count) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   const bool logarithmic = scale == Scale::logarithmic;
   double low = infinity, high = -infinity;
-  for (const double value : values) {
-    // Beyond these, differences overflow or the ticks of a range cannot be told apart.
-    if (!std::isfinite(value) || std::abs(value) > 1e300 || (logarithmic && value < 1e-300)) continue;
+  // Beyond these sizes, ranges and the steps between ticks overflow or vanish.
+  constexpr double largest = 1e150, smallest = 1e-150;
+  for (double value : values) {
+    if (!std::isfinite(value) || std::abs(value) > largest || (logarithmic && value < smallest)) continue;
+    if (std::abs(value) < smallest) value = 0;
     low = std::min(low, value);
     high = std::max(high, value);
   }
@@ -86,7 +88,7 @@ Axis make_axis(std::span<const double> values, Scale scale, double padding, int 
     high = logarithmic ? 10 : 1;
   } else if (logarithmic) {
     const double least = 1.05;
-    const double widened = std::max(std::pow(high / low, padding), high / low < least ? least : 1.0);
+    const double widened = high / low < least ? least : std::pow(high / low, padding);
     low /= widened;
     high *= widened;
   } else {

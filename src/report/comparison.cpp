@@ -36,6 +36,7 @@ std::string listed(const std::vector<std::string>& items) {
 }
 
 std::string percent(double share) {
+  if (!std::isfinite(share)) return "–";
   return (share < 0 ? "−" : "+") + rounded(std::abs(share) * 100, 2) + "%";
 }
 

@@ -112,6 +112,13 @@ TEST(Comparison, TellsRunsOfOneModelApartByFolder) {
   EXPECT_TRUE(contains(comparison_html("t", {}, {a, b}, {}), "first 3.246 and second 3.246"));
 }
 
+TEST(Comparison, SaysNoChangeThatItCannotCompute) {
+  Results results;
+  results.streams = {{"megalodon", 1, 0, 0}, {"megalodon", 2, 5, 0}};
+  EXPECT_TRUE(
+      contains(comparison_html("t", {}, {}, results), "with memory – and time per token – since token 1."));
+}
+
 TEST(Comparison, LeavesOutWhatIsNotThere) {
   const std::string html = comparison_html("t", {}, {}, {});
   EXPECT_EQ(xml_fault(html), "");
