@@ -38,8 +38,10 @@ std::vector<Tick> linear_ticks(double low, double high, int count) {
   // As many digits as tell neighbours apart.
   const int digits = std::clamp(static_cast<int>(std::floor(std::log10(largest / step) + 1e-9)) + 2, 1, 12);
   std::vector<Tick> ticks;
-  for (double index = std::ceil(low / step - 1e-9); index * step <= high + step * 1e-9; ++index) {
-    ticks.push_back({index * step, short_number(index * step, digits)});
+  const double first = std::ceil(low / step - 1e-9), last = std::floor(high / step + 1e-9);
+  for (int i = 0; first + i <= last; ++i) {
+    const double value = (first + i) * step;
+    ticks.push_back({value, short_number(value, digits)});
   }
   return ticks;
 }

@@ -18,10 +18,10 @@ constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 std::vector<std::string> names_of(const std::vector<RunMetrics>& runs) {
   std::map<std::string, int> uses;
   for (const RunMetrics& run : runs) ++uses[run.model];
-  std::vector<std::string> names;
-  for (const RunMetrics& run : runs) {
-    names.push_back(run.model.empty() || uses[run.model] > 1 ? run.name : run.model);
-  }
+  std::vector<std::string> names(runs.size());
+  std::transform(runs.begin(), runs.end(), names.begin(), [&](const RunMetrics& run) {
+    return run.model.empty() || uses[run.model] > 1 ? run.name : run.model;
+  });
   return names;
 }
 
@@ -253,6 +253,7 @@ std::string comparison_html(std::string_view title, const std::vector<std::strin
 
 void write_comparison_report(const std::filesystem::path& path, const Comparison& comparison) {
   std::vector<RunMetrics> runs;
+  runs.reserve(comparison.runs.size());
   for (const auto& folder : comparison.runs) runs.push_back(read_metrics(folder));
   write_file_atomically(
       path, comparison_html(comparison.title, comparison.notes, runs, read_results(comparison.results)));

@@ -45,10 +45,11 @@ std::string polyline(const Frame& frame, const std::vector<double>& xs, const st
 
 // The area between low and high, one closed piece for each stretch without a gap.
 std::string band(const Frame& frame, const Series& series) {
-  std::string data, back;
+  std::string data;
+  std::vector<std::string> back;  // the lower edge of the piece that is being drawn
   const auto close = [&] {
-    if (!back.empty()) data += back + "Z";
-    back.clear();
+    for (; !back.empty(); back.pop_back()) data += back.back();
+    if (!data.empty() && data.back() != 'Z') data += 'Z';
   };
   for (std::size_t i = 0; i < series.low.size(); ++i) {
     const double x = frame.across(series.x[i]);
@@ -58,7 +59,7 @@ std::string band(const Frame& frame, const Series& series) {
       continue;
     }
     data += (back.empty() ? "M" : "L") + coordinate(x) + " " + coordinate(high);
-    back = "L" + coordinate(x) + " " + coordinate(low) + back;
+    back.push_back("L" + coordinate(x) + " " + coordinate(low));
   }
   close();
   return data;

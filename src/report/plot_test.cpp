@@ -25,6 +25,7 @@ Series series_of(std::vector<double> x, std::vector<double> y) {
 
 std::vector<std::string> labels_of(const Axis& axis) {
   std::vector<std::string> labels;
+  labels.reserve(axis.ticks.size());
   for (const Tick& tick : axis.ticks) labels.push_back(tick.label);
   return labels;
 }

@@ -10,15 +10,15 @@ namespace {
 
 // The length of the valid UTF-8 sequence at the start of `text`; 0 where there is none.
 std::size_t sequence_length(std::string_view text) {
-  const auto byte = [&](std::size_t at) { return static_cast<unsigned char>(text[at]); };
-  const unsigned char first = byte(0);
+  const auto byte = [&](std::size_t at) { return std::uint32_t{static_cast<unsigned char>(text[at])}; };
+  const std::uint32_t first = byte(0);
   if (first < 0x80) return 1;
   const std::size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
   if (first < 0xc2 || first > 0xf4 || text.size() < length) return 0;
   std::uint32_t code = first & (0xffu >> (length + 1));
   for (std::size_t at = 1; at < length; ++at) {
-    if ((byte(at) & 0xc0) != 0x80) return 0;
-    code = code << 6 | (byte(at) & 0x3fu);
+    if ((byte(at) & 0xc0u) != 0x80u) return 0;
+    code = code * 64 + byte(at) % 64;
   }
   const bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
   const bool surrogate = code >= 0xd800 && code <= 0xdfff;
@@ -70,7 +70,7 @@ std::string coordinate(double value) {
 double text_width(std::string_view text) {
   double width = 0;
   for (const char letter : text) {
-    if ((letter & 0xc0) == 0x80) continue;  // the rest of a UTF-8 sequence
+    if ((static_cast<unsigned char>(letter) & 0xc0u) == 0x80u) continue;  // the rest of a UTF-8 sequence
     const bool narrow = std::string_view(".,:;'|!()ilj ft").find(letter) != std::string_view::npos;
     const bool wide = std::string_view("mwMW").find(letter) != std::string_view::npos;
     width += narrow ? 5 : wide ? 13.5 : 8.8;

@@ -17,7 +17,7 @@
 namespace megalodon::report {
 namespace {
 
-constexpr std::string_view kPrefix = "events.out.tfevents.";
+constexpr char kPrefix[] = "events.out.tfevents.";
 
 // Field numbers of tensorflow/core/util/event.proto, framework/summary.proto and framework/tensor.proto.
 namespace event {
@@ -50,7 +50,7 @@ void append_little_endian(std::string& out, T number) {
 }
 
 void append_varint(std::string& out, std::uint64_t number) {
-  for (; number >= 0x80; number >>= 7) out.push_back(static_cast<char>(number | 0x80));
+  for (; number >= 0x80; number /= 0x80) out.push_back(static_cast<char>(number % 0x80 + 0x80));
   out.push_back(static_cast<char>(number));
 }
 
@@ -58,7 +58,7 @@ void append_varint(std::string& out, std::uint64_t number) {
 enum Wire : std::uint64_t { varint = 0, fixed64 = 1, bytes = 2, fixed32 = 5 };
 
 void append_key(std::string& out, int field, Wire wire) {
-  append_varint(out, static_cast<std::uint64_t>(field) << 3 | wire);
+  append_varint(out, static_cast<std::uint64_t>(field) * 8 + wire);
 }
 
 void append_integer(std::string& out, int field, std::uint64_t number) {
@@ -107,7 +107,7 @@ long long latest_start(const std::filesystem::path& folder) {
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with(kPrefix)) {
-      latest = std::max(latest, std::strtoll(name.c_str() + kPrefix.size(), nullptr, 10));
+      latest = std::max(latest, std::strtoll(name.c_str() + sizeof kPrefix - 1, nullptr, 10));
     }
   }
   return latest;
@@ -122,7 +122,7 @@ EventWriter::EventWriter(const std::filesystem::path& folder) {
   const long long start = std::max(static_cast<long long>(wall_clock()), latest_start(folder));
   for (int number = 0; descriptor_ < 0 && number < 1000; ++number) {
     char name[64];
-    std::snprintf(name, sizeof name, "%s%010lld.megalodon.%03d", kPrefix.data(), start, number);
+    std::snprintf(name, sizeof name, "%s%010lld.megalodon.%03d", kPrefix, start, number);
     path_ = folder / name;
     descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0644);
     if (descriptor_ < 0 && errno != EEXIST) break;

@@ -33,13 +33,13 @@ inline std::string xml_fault(std::string_view text) {
     std::string_view tag = text.substr(begin + 1, end - begin - 1);
     text.remove_prefix(end + 1);
     if (tag.starts_with("!DOCTYPE")) continue;
-    if (tag.starts_with("/")) {
+    if (tag.starts_with('/')) {
       if (open.empty() || open.back() != tag.substr(1))
         return "</" + std::string(tag.substr(1)) + "> out of place";
       open.pop_back();
       continue;
     }
-    const bool closed = tag.ends_with("/");
+    const bool closed = tag.ends_with('/');
     if (closed) tag.remove_suffix(1);
     const std::string name(tag.substr(0, tag.find(' ')));
     tag.remove_prefix(name.size());
@@ -50,7 +50,7 @@ inline std::string xml_fault(std::string_view text) {
       if (tag[0] != ' ' || quote == std::string_view::npos) return "a malformed attribute in <" + name + ">";
       const std::string attribute(tag.substr(1, equals - 1));
       for (const std::string& other : attributes) {
-        if (other == attribute) return "'" + attribute + "' twice in <" + name + ">";
+        if (tag[0] != ' ' || quote == std::string_view::npos) return name + ": a malformed attribute";
       }
       attributes.push_back(attribute);
       const std::string fault = bad_content(tag.substr(equals + 2, quote - equals - 2));
