@@ -289,7 +289,7 @@ struct Config::Impl {
   [[noreturn]] void fail_value(std::string_view key, const toml::node* node,
                                std::string_view expected) const {
     std::string got(node ? type_of(*node) : "a default");
-    if (node && !node->is_table()) got = (got += " ") += literal(*node).substr(0, 60);
+    if (node && !node->is_table()) got = (got += ' ') += literal(*node).substr(0, 60);
     fail_request("wrong value for '" + std::string(key) + "'", where(key, node),
                  "expected " + std::string(expected) + ", got " + got);
   }

@@ -228,11 +228,11 @@ TEST(Config, NestingIsBounded) {
 TEST(Config, DeepestAllowedIsHarmless) {
   std::string dotted, text, end;
   for (int i = 0; i < 31; ++i) dotted += "a.";
-  dotted += "a";
+  dotted += 'a';
   text = "[" + dotted + "]\n" + dotted + " = ";
   for (int i = 0; i < 32; ++i) {
     text += "{" + dotted + " = ";
-    end += "}";
+    end += '}';
   }
   EXPECT_NO_THROW(parse(text + "1" + end).has("a"));
 }
@@ -247,7 +247,7 @@ TEST(Config, ResolvedRoundTrips) {
     config.number("train.small", 0, 1, 1.0 / 3.0);
     config.number("train.none", 0, infinity, infinity);
     config.string("train.name");
-    config.string("train.control", std::string("\x01\x7f\n\r\t\"\\é"));
+    config.string("train.control", "\x01\x7f\n\r\t\"\\é");
     config.strings("train.deep.files");
     config.integers("train.sizes", {1, -2});
     config.integers("train.no_sizes", {});

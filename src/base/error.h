@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -41,6 +42,10 @@ std::string nearest_name(std::string_view name, const Names& candidates) {
   std::string best;
   std::size_t best_distance = name.size() / 2 + 2;
   for (const auto& candidate : candidates) {
+    // The distance is at least the difference in length: names of megabytes cost nothing.
+    const std::size_t longer = std::max(name.size(), std::string_view(candidate).size());
+    const std::size_t shorter = std::min(name.size(), std::string_view(candidate).size());
+    if (longer - shorter >= best_distance) continue;
     const std::size_t distance = edit_distance(name, candidate);
     if (distance < best_distance) {
       best_distance = distance;

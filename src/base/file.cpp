@@ -231,7 +231,7 @@ void LineAppender::append(std::string_view line) {
   whole += '\n';
   if (const int error = write_all(descriptor_, whole)) {
     // Leave no half line; should that fail too, the next opening cuts it off.
-    if (size >= 0 && ::ftruncate(descriptor_, size) != 0) errno = error;
+    [[maybe_unused]] const int ignored = size >= 0 ? ::ftruncate(descriptor_, size) : 0;
     fail_writing("append to file", path_, error);
   }
 }

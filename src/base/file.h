@@ -10,7 +10,8 @@ namespace megalodon {
 
 // Errors of this header are request errors that name the path, for reading, and work errors for writing.
 
-// A whole file, mapped read-only. Movable. An empty file maps to an empty span.
+// A whole file, mapped read-only. Movable. An empty file maps to an empty span. Files must not be cut short
+// while they are mapped: reading beyond their end is a signal.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);

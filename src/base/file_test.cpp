@@ -219,6 +219,12 @@ TEST(LineAppender, AppendsAndRepairs) {
   EXPECT_EQ(read_file(path), "first\n");
 }
 
+TEST(LineAppender, FullDevice) {
+  LineAppender lines("/dev/full");
+  EXPECT_EQ(work_error([&] { lines.append("x"); }),
+            "cannot append to file (/dev/full): No space left on device; free some space");
+}
+
 TEST(LineAppender, FullDiskLeavesWholeLines) {
   const TemporaryFolder folder;
   const auto path = folder / "lines";

@@ -44,7 +44,7 @@ std::size_t too_deep(std::string_view text) {
 std::string cause(std::string_view message) {
   if (const auto end = message.find("; last read"); end != message.npos) message = message.substr(0, end);
   for (const std::string_view prefix : {"] ", "parse error", ": "}) {
-    if (const auto at = message.find(prefix); at != message.npos && at < 48) {
+    if (const auto at = message.find(prefix); at < 48) {
       message.remove_prefix(at + prefix.size());
     }
   }

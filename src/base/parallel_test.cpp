@@ -47,7 +47,7 @@ TEST(ParallelFor, SharesCoverTheRangeOnce) {
 // A file compiled without -fopenmp must not run on one thread.
 TEST(ParallelFor, UsesTheWholeTeam) {
   EXPECT_GE(thread_count(), 1);
-  EXPECT_EQ(shares_of(thread_count() * 10, 1).size(), static_cast<std::size_t>(thread_count()));
+  EXPECT_EQ(shares_of(std::int64_t{10} * thread_count(), 1).size(), static_cast<std::size_t>(thread_count()));
 }
 
 TEST(ParallelFor, RethrowsAndGoesOn) {

@@ -218,8 +218,9 @@ void check_layout(const SafetensorsHeader& header, std::uint64_t data_bytes, std
                      std::to_string(data_bytes) + "; is it truncated?");
     }
     const auto bytes = byte_count(info.type, info.shape);
-    if (!bytes) fail(name, "shape too large");
-    if (*bytes != info.end - info.begin) {
+    if (!bytes) {
+      fail(name, "shape too large");
+    } else if (*bytes != info.end - info.begin) {
       fail(name, "the shape needs " + std::to_string(*bytes) + " bytes, data_offsets give " +
                      std::to_string(info.end - info.begin));
     }
@@ -283,6 +284,7 @@ const TensorInfo& SafetensorsFile::info(const std::string& name) const {
   const auto found = header_.tensors.find(name);
   if (found != header_.tensors.end()) return found->second;
   std::vector<std::string> names;
+  names.reserve(header_.tensors.size());
   for (const auto& entry : header_.tensors) names.push_back(entry.first);
   const std::string near = nearest_name(name, names);
   fail_request("no tensor " + in_quotes(name), path().string(),
