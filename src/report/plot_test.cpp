@@ -110,6 +110,14 @@ TEST(Escaped, LeavesNoMarkupAndNoInvalidText) {
             replaced + replaced + replaced + replaced);  // beyond the last character
 }
 
+TEST(XmlFault, FindsWhatIsWrong) {
+  EXPECT_EQ(xml_fault("<!DOCTYPE x><a b=\"1\" c=\"&lt;\"><d/>text &amp; more</a>"), "");
+  for (const char* text : {"<a>", "</a>", "<a></b>", "<a b=1/>", "<a b=\"1/>", "<a b=\"1\" b=\"2\"/>",
+                           "<a b=\"&\"/>", "&nbsp;", "a\x01", "<a"}) {
+    EXPECT_NE(xml_fault(text), "") << text;
+  }
+}
+
 TEST(LineChart, IsWellFormedForEverySeries) {
   std::vector<std::vector<Series>> cases = {{},
                                             {series_of({}, {})},

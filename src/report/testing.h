@@ -1,5 +1,5 @@
 #pragma once
-#include <cctype>
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -49,8 +49,8 @@ inline std::string xml_fault(std::string_view text) {
       const std::size_t quote = equals == std::string_view::npos ? equals : tag.find('"', equals + 2);
       if (tag[0] != ' ' || quote == std::string_view::npos) return "a malformed attribute in <" + name + ">";
       const std::string attribute(tag.substr(1, equals - 1));
-      for (const std::string& other : attributes) {
-        if (tag[0] != ' ' || quote == std::string_view::npos) return name + ": a malformed attribute";
+      if (std::find(attributes.begin(), attributes.end(), attribute) != attributes.end()) {
+        return attribute + " twice in <" + name + ">";
       }
       attributes.push_back(attribute);
       const std::string fault = bad_content(tag.substr(equals + 2, quote - equals - 2));
