@@ -6,6 +6,7 @@
 
 #include "ops/cema/kernel.h"
 #include "ops/check.h"
+#include "ops/registered.h"
 
 namespace megalodon::ops {
 namespace {
@@ -16,11 +17,13 @@ using Optional = std::optional<at::Tensor>;
 void check(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q, const at::Tensor& eta,
            const at::Tensor& omega, const Optional& h0) {
   check_activation("cema", "x", x, 3);
-  TORCH_CHECK(x.size(1) >= 1, "[cema] x: expected at least one step, got shape ", x.sizes());
-  TORCH_CHECK(p.dim() == 2, "[cema] p: expected 2 dimensions, got shape ", p.sizes());
-  const int64_t B = x.size(0), D = x.size(2), N = p.size(1);
+  TORCH_CHECK(x.numel() > 0, "[cema] x: expected at least one sequence, step and feature, got shape ",
+              x.sizes());
+  const int64_t B = x.size(0), D = x.size(2);
   const auto real = statistics_type(x), complex = at::toComplexType(real);
-  check_shape("cema", "p", p, {D, N});
+  check_shape("cema", "p", p, {D, -1});
+  const int64_t N = p.size(1);
+  TORCH_CHECK(N >= 1, "[cema] p: expected at least one component a feature, got shape ", p.sizes());
   check_type("cema", "p", p, real);
   check_shape("cema", "q", q, {D, N});
   check_type("cema", "q", q, complex);
@@ -28,9 +31,15 @@ void check(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q, const 
   check_type("cema", "eta", eta, complex);
   check_shape("cema", "omega", omega, {D});
   check_type("cema", "omega", omega, real);
-  if (!h0) return;
-  check_shape("cema", "h0", *h0, {B, D, N});
-  check_type("cema", "h0", *h0, complex);
+  if (h0) {
+    check_shape("cema", "h0", *h0, {B, D, N});
+    check_type("cema", "h0", *h0, complex);
+  }
+  for (const auto& [name, tensor] :
+       {std::pair{"p", p}, {"q", q}, {"eta", eta}, {"omega", omega}, {"h0", h0.value_or(x)}}) {
+    TORCH_CHECK(tensor.device() == x.device(), "[cema] ", name, ": expected device ", x.device(), ", got ",
+                tensor.device());
+  }
 }
 
 // Pairs of floats in memory, whatever lazy conjugation the tensor carries.
@@ -103,11 +112,7 @@ Gradients backward_cpu(const at::Tensor& x, const at::Tensor& p, const at::Tenso
 std::tuple<at::Tensor, at::Tensor> dispatch_forward(const at::Tensor& x, const at::Tensor& p,
                                                     const at::Tensor& q, const at::Tensor& eta,
                                                     const at::Tensor& omega, const Optional& h0) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("megalodon::cema", "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                                    const at::Tensor&, const at::Tensor&, const Optional&)>();
+  static const auto op = registered<decltype(forward_cpu)>("megalodon::cema");
   return op.call(x, p, q, eta, omega, h0);
 }
 
@@ -122,11 +127,7 @@ struct Cema : torch::autograd::Function<Cema> {
     return {y, h_last};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    static const auto op =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("megalodon::cema_backward", "")
-            .typed<Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                             const at::Tensor&, const Optional&, const at::Tensor&, const Optional&)>();
+    static const auto op = registered<decltype(backward_cpu)>("megalodon::cema_backward");
     const auto saved = ctx->get_saved_variables();
     const auto given = [](const at::Tensor& t) { return t.defined() ? Optional(t) : std::nullopt; };
     const auto dy = upstream[0].defined() ? upstream[0] : at::zeros_like(saved[0]);

@@ -41,9 +41,12 @@ void expect_fast_agrees(const Shape& s, at::ScalarType type, bool carried, doubl
   testing::expect_agreement(with(&cema), with(&cema_reference), inputs, tolerance);
 }
 
+// The kernels go by blocks of 16 steps, eight at a time, and by vectors of 4, 8 or 16 features.
 TEST(Cema, AgreesWithReference) {
-  const Shape shapes[] = {{1, 1, 1, 1},  {2, 1, 16, 16}, {1, 31, 16, 16}, {1, 32, 17, 16}, {2, 33, 15, 16},
-                          {7, 5, 40, 8}, {1, 97, 33, 3}, {3, 64, 48, 5},  {1, 70, 5, 20},  {2, 131, 16, 16}};
+  const Shape shapes[] = {{1, 1, 1, 1},     {2, 1, 16, 16},   {7, 1, 33, 20},  {2, 2, 5, 16},
+                          {1, 15, 16, 16},  {1, 16, 17, 16},  {2, 17, 15, 16}, {7, 5, 40, 8},
+                          {1, 97, 33, 3},   {3, 64, 48, 5},   {1, 70, 5, 20},  {1, 127, 16, 2},
+                          {2, 128, 16, 16}, {2, 129, 35, 16}, {7, 145, 3, 1}};
   for (const auto& shape : shapes) {
     for (const bool carried : {false, true}) {
       expect_fast_agrees(shape, at::kFloat, carried, 0.3, 0.98);
@@ -52,9 +55,25 @@ TEST(Cema, AgreesWithReference) {
   }
 }
 
+TEST(Cema, GradientsFlowFromTheStateAlone) {
+  for (const int64_t L : {1, 40}) {
+    Tensors inputs{testing::random({2, L, 20})};
+    for (const auto& c : coefficients(20, 16, at::kFloat)) inputs.push_back(c);
+    inputs.push_back(testing::random({2, 20, 16}, at::kComplexFloat));
+    const auto state_of = [](auto f) {
+      return [f](const Tensors& x) {
+        const auto h = f(x[0], x[1], x[2], x[3], x[4], x[5]).h_last;
+        return Tensors{h, 2 * x[3].abs(), 2 * x[4]};  // eta and omega have no part in the state
+      };
+    };
+    testing::expect_agreement(state_of(&cema), state_of(&cema_reference), inputs);
+  }
+}
+
 TEST(Cema, AgreesWhereTheStateHardlyOrAlmostAlwaysDecays) {
   expect_fast_agrees({2, 300, 20, 16}, at::kFloat, true, 0.999, 0.99999, 1e-5);
   expect_fast_agrees({2, 300, 20, 16}, at::kFloat, true, 0, 1e-4);
+  expect_fast_agrees({2, 50, 20, 16}, at::kFloat, true, 0, 1e-30);
 }
 
 TEST(Cema, GradientsMeetFiniteDifferences) {
@@ -70,7 +89,7 @@ TEST(Cema, AnySplitIsTheWhole) {
   const auto x = testing::random({2, 200, 24});
   const auto whole = cema(x, c[0], c[1], c[2], c[3]);
   for (const std::vector<int64_t>& lengths :
-       {std::vector<int64_t>{1, 199}, {32, 1, 31, 100, 36}, {150, 50}}) {
+       {std::vector<int64_t>{1, 199}, {16, 1, 31, 116, 36}, {150, 50}}) {
     std::optional<at::Tensor> h;
     Tensors pieces;
     int64_t begin = 0;
@@ -101,17 +120,25 @@ TEST(Cema, TwoRunsGiveTheSameBits) {
 }
 
 TEST(Cema, NamesWhatDoesNotFit) {
-  const auto c = coefficients(4, 2, at::kFloat);
-  const auto x = at::zeros({1, 3, 4});
-  testing::expect_error([&] { cema(x, c[0], c[1], c[2], at::zeros({5})); },
-                        "[cema] omega: expected shape [4], got [5]");
-  testing::expect_error([&] { cema(x, c[0], c[0], c[2], c[3]); }, "[cema] q: expected");
-  testing::expect_error([&] { cema(x.to(at::kHalf), c[0], c[1], c[2], c[3]); },
-                        "[cema] x: float16 is not supported");
-  testing::expect_error([&] { cema(at::zeros({1, 0, 4}), c[0], c[1], c[2], c[3]); },
-                        "[cema] x: expected at least one step");
-  testing::expect_error([&] { cema(x, c[0], c[1], c[2], c[3], at::zeros({2, 4, 2}, at::kComplexFloat)); },
-                        "[cema] h0: expected shape [1, 4, 2], got [2, 4, 2]");
+  const auto c = coefficients(6, 4, at::kFloat);
+  const Tensors fitting{
+      at::zeros({2, 3, 6}), c[0], c[1], c[2], c[3], at::zeros({2, 6, 4}, at::kComplexFloat)};
+  const auto expect = [&](std::size_t argument, const at::Tensor& value, const std::string& message) {
+    auto arguments = fitting;
+    arguments[argument] = value;
+    testing::expect_error([&] { with (&cema)(arguments); }, "[cema] " + message);
+  };
+  expect(0, at::zeros({2, 3, 6}, at::kHalf), "x: float16 is not supported");
+  expect(0, at::zeros({3, 6}), "x: expected 3 dimensions, got shape [3, 6]");
+  expect(0, at::zeros({2, 0, 6}), "x: expected at least one sequence, step and feature, got shape [2, 0, 6]");
+  expect(0, at::zeros({2, 3, 5}), "p: expected shape [5, any], got [6, 4]");
+  expect(1, at::zeros({6, 4}, at::kDouble), "p: expected Float, got Double");
+  expect(1, at::zeros({6, 0}), "p: expected at least one component");
+  expect(2, at::zeros({6, 4}), "q: expected ComplexFloat, got Float");
+  expect(2, at::zeros({6, 5}, at::kComplexFloat), "q: expected shape [6, 4], got [6, 5]");
+  expect(3, at::zeros({4, 6}, at::kComplexFloat), "eta: expected shape [6, 4], got [4, 6]");
+  expect(4, at::zeros({6, 1}), "omega: expected shape [6], got [6, 1]");
+  expect(5, at::zeros({3, 6, 4}, at::kComplexFloat), "h0: expected shape [2, 6, 4], got [3, 6, 4]");
 }
 
 }  // namespace
