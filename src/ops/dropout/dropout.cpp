@@ -30,8 +30,7 @@ at::Tensor forward_cpu(const at::Tensor& x, double p, int64_t key) {
 }
 
 at::Tensor dispatch(const at::Tensor& x, double p, int64_t key) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("megalodon::dropout", "").typed<decltype(forward_cpu)>();
+  static const auto op = registered<decltype(forward_cpu)>("megalodon::dropout");
   return op.call(x, p, key);
 }
 
