@@ -19,8 +19,9 @@ struct Comparison {
   std::vector<Contestant> contestants;
 };
 
-// One function an operator, in OPERATOR_bench.cpp; ops_bench.cpp lists them.
+// One function a kind of operator, in KIND_bench.cpp; ops_bench.cpp lists them.
 std::vector<Comparison> cema_comparisons();
+std::vector<Comparison> norm_comparisons();  // and cross-entropy and dropout
 
 // f on fresh leaves like `inputs`, and the gradients of its first output for an upstream gradient of ones.
 std::function<void()> forward_backward(std::function<at::Tensor(const std::vector<at::Tensor>&)> f,
