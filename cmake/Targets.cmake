@@ -19,7 +19,7 @@ endfunction()
 # One precompiled header a configuration, made by the first target that asks for it.
 function(megalodon_use_pch target)
   if(NOT TARGET megalodon_pch)
-    file(WRITE ${PROJECT_BINARY_DIR}/pch.cpp "")
+    file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/pch.cpp CONTENT "")  # touched once, not at every configure
     add_library(megalodon_pch OBJECT ${PROJECT_BINARY_DIR}/pch.cpp)
     target_link_libraries(megalodon_pch PRIVATE torch::cpu)
     target_precompile_headers(megalodon_pch PRIVATE ${PROJECT_SOURCE_DIR}/src/torch_pch.h)
