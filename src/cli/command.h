@@ -20,6 +20,7 @@ void add_eval(CLI::App& program, Run& chosen);
 void add_info(CLI::App& program, Run& chosen);
 void add_data(CLI::App& program, Run& chosen);
 void add_report(CLI::App& program, Run& chosen);
+void add_bench(CLI::App& program, Run& chosen);
 
 // `--device cpu|cuda|auto`, checked; the device that will be used.
 void add_device(CLI::App& command, std::string& device);

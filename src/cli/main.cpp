@@ -27,6 +27,7 @@ int run(int argc, char** argv) {
   megalodon::cli::add_info(program, chosen);
   megalodon::cli::add_data(program, chosen);
   megalodon::cli::add_report(program, chosen);
+  megalodon::cli::add_bench(program, chosen);
   try {
     program.parse(argc, argv);
     return chosen();

@@ -1,0 +1,244 @@
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "base/system.h"
+#include "cli/command.h"
+#include "model/streaming.h"
+#include "ops/attention/attention.h"
+#include "ops/cema/cema.h"
+#include "ops/cross_entropy/cross_entropy.h"
+#include "ops/timestep_norm/timestep_norm.h"
+#include "train/optimizer.h"
+
+namespace megalodon::cli {
+namespace {
+
+struct Options {
+  std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16";
+  int64_t batch = 4, context = 2048, repeats = 5;
+  bool json = false;
+  at::ScalarType type() const { return compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat; }
+};
+
+// The median of `repeats` timings after one that warms up.
+template <class F>
+double median_seconds(int64_t repeats, const F& f) {
+  std::vector<double> times;
+  for (int64_t i = 0; i <= repeats; ++i) {
+    const auto started = std::chrono::steady_clock::now();
+    f();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    if (i > 0) times.push_back(seconds);
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+// The two ceilings, measured: products of square matrices, and a large copy (bytes read and written).
+double gemm_rate(at::ScalarType type) {
+  const int64_t n = 2048;
+  const auto a = at::randn({n, n}).to(type), b = at::randn({n, n}).to(type);
+  return 2.0 * static_cast<double>(n * n * n) / median_seconds(5, [&] { at::linear(a, b); });
+}
+double copy_bandwidth() {
+  const auto a = at::ones({int64_t{1} << 26});
+  auto b = at::empty_like(a);
+  return 2.0 * static_cast<double>(a.nbytes()) / median_seconds(5, [&] { b.copy_(a); });
+}
+
+struct Figure {
+  std::string name;
+  double seconds;
+  double work;       // floating-point operations or bytes
+  double ceiling;    // of the same in a second
+  const char* unit;  // "FLOP" or "B"
+  Json more = Json::object();
+};
+
+void print(const Options& o, const Figure& f) {
+  const double rate = f.work / f.seconds;
+  if (o.json) {
+    Json object{{"name", f.name},
+                {"seconds", f.seconds},
+                {"rate", rate},
+                {"unit", std::string(f.unit) + "/s"},
+                {"ceiling", f.ceiling},
+                {"ratio", rate / f.ceiling},
+                {"processor", processor_name()},
+                {"threads", thread_count()}};
+    object.update(f.more);
+    return print_json(object);
+  }
+  std::printf("%-44s %9.3f ms  %8.1f G%s/s  %5.1f%% of %.0f", f.name.c_str(), f.seconds * 1e3, rate / 1e9,
+              f.unit, 100 * rate / f.ceiling, f.ceiling / 1e9);
+  for (const auto& [key, value] : f.more.items()) std::printf("  %s %s", key.c_str(), value.dump().c_str());
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+model::ModelConfig preset(const std::string& name) {
+  const std::string small =
+      "num_layers = 6\nmodel_dim = 384\nnum_heads = 3\nz_dim = 192\nvalue_dim = 384\nffn_hidden_dim = "
+      "1024\nswiglu = true\n"
+      "cema_ndim = 8\nchunk_size = 512\nnorm_num_groups = 32\n";
+  const std::string llama =
+      "type = \"llama\"\nnum_hidden_layers = 6\nhidden_size = 384\nintermediate_size = "
+      "1104\nnum_attention_heads = 6\n";
+  const auto text = name == "11M" ? small : name == "11M-llama" ? llama : "preset = \"" + name + "\"\n";
+  auto config = Config::from_text("[model]\n" + text, "--preset");
+  const auto result = model::read_model_config(config, name.starts_with("11M") ? 256 : 32000);
+  config.finish();
+  return result;
+}
+
+// Floating-point operations of the matrix products and attention of a forward pass over one sequence of L
+// tokens.
+double forward_operations(const model::LanguageModel& model, int64_t L) {
+  double weights = 0;
+  for (const auto& parameter : model.parameters()) {
+    if (parameter.is_matrix && parameter.name.find("embed") == std::string::npos)
+      weights += static_cast<double>(parameter.value.numel());
+  }
+  const double length = static_cast<double>(L);
+  double pairs_width =
+      0;  // of all layers: (query, key) pairs times the dimensions of q k^T and of the weighted sum
+  if (const auto* c = std::get_if<model::MegalodonConfig>(&model.config())) {
+    const double chunk = static_cast<double>(std::min(L, c->chunk_size));
+    pairs_width = static_cast<double>(c->num_layers * (c->z_dim + c->value_dim)) * length * (chunk + 1) / 2;
+  } else {
+    const auto& l = std::get<model::LlamaConfig>(model.config());
+    pairs_width = static_cast<double>(l.num_hidden_layers * 2 * l.num_attention_heads * l.head_dim) * length *
+                  (length + 1) / 2;
+  }
+  return 2 * weights * length + 2 * pairs_width;
+}
+
+void bench_train(const Options& o) {
+  const auto model = model::make_model(preset(o.preset), 1);
+  model->set_compute_type(o.type());
+  train::AdamW optimizer(model->parameters(), {});
+  const auto tokens = at::randint(model::vocab_size(model->config()), {o.batch, o.context + 1}, at::kLong);
+  const auto inputs = tokens.narrow(1, 0, o.context), targets = tokens.narrow(1, 1, o.context).reshape(-1);
+  const double seconds = median_seconds(o.repeats, [&] {
+    const auto logits = model->forward(inputs);
+    torch::autograd::backward({ops::cross_entropy(logits.view({targets.numel(), -1}), targets).mean()}, {});
+    optimizer.step(1e-4, optimizer.gradient_norm());
+  });
+  const double work = 3 * forward_operations(*model, o.context) * static_cast<double>(o.batch);
+  print(o, {"train step " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x " +
+                std::to_string(o.context),
+            seconds,
+            work,
+            gemm_rate(o.type()),
+            "FLOP",
+            {{"tokens_per_second", static_cast<double>(o.batch * o.context) / seconds},
+             {"peak_resident_bytes", peak_resident_bytes()}}});
+}
+
+void bench_decode(const Options& o) {
+  const at::NoGradGuard no_grad;
+  const auto model = model::make_model(preset(o.preset), 1);
+  model->set_compute_type(o.type());
+  double bytes = 0;
+  for (const auto& parameter : model->parameters()) {
+    auto value = parameter.value;
+    value.set_requires_grad(false);
+    if (parameter.is_matrix) value.set_data(value.to(o.type()));
+    if (parameter.name.find("embed") == std::string::npos) bytes += static_cast<double>(value.nbytes());
+  }
+  auto state = model->fresh_state(o.batch);
+  const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, at::kLong);
+  model::stream(*model, prompt, state, {}, [](int64_t, const at::Tensor&) {});
+  const auto next = prompt.narrow(1, 0, 1);
+  const double seconds = median_seconds(o.repeats * 20, [&] { model->forward(next, &state); });
+  print(o, {"decode " + o.preset + " " + o.compute_type + " batch " + std::to_string(o.batch) + " at " +
+                std::to_string(o.context),
+            seconds,
+            bytes + static_cast<double>(state.bytes()),
+            copy_bandwidth(),
+            "B",
+            {{"tokens_per_second", static_cast<double>(o.batch) / seconds}}});
+}
+
+void bench_operators(const Options& o) {
+  const int64_t B = o.batch, L = o.context, D = 512, N = 16, G = 32, H = 3, dz = 64, dv = 128, c = 512;
+  const auto type = o.type();
+  const double bandwidth = copy_bandwidth(), gemm = gemm_rate(type), element = type == at::kFloat ? 4 : 2;
+  const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
+  const auto both = [&](const std::string& name, const std::vector<at::Tensor>& inputs, double work,
+                        double ceiling, const char* unit, const std::function<at::Tensor()>& f) {
+    const auto gradient = at::randn(f().sizes()).to(type);
+    print(o, {name + " forward " + o.compute_type,
+              median_seconds(o.repeats,
+                             [&] {
+                               const at::NoGradGuard no_grad;
+                               f();
+                             }),
+              work, ceiling, unit});
+    print(o, {name + " forward + backward " + o.compute_type,
+              median_seconds(o.repeats, [&] { torch::autograd::grad({f()}, inputs, {gradient}); }),
+              2.5 * work, ceiling, unit});
+  };
+  const double pass =
+      2 * static_cast<double>(B * L * D) * element;  // x in, y out; backward: x, dy in, dx out
+  const auto x = leaf(at::randn({B, L, D}).to(type));
+  const auto p = leaf(at::rand({D, N})), omega = leaf(at::randn({D}));
+  const auto q = leaf(at::polar(at::rand({D, N}) * 0.5 + 0.49, at::rand({D, N}) * 6)),
+             eta = leaf(at::view_as_complex(at::randn({D, N, 2})));
+  both("cema " + std::to_string(D), {x, p, q, eta, omega}, pass, bandwidth, "B",
+       [&] { return ops::cema(x, p, q, eta, omega).y; });
+  const auto weight = leaf(at::zeros({D})), bias = leaf(at::zeros({D}));
+  const ops::TimestepNormState fresh{at::zeros({B}, at::kLong), at::zeros({B, G}), at::ones({B, G})};
+  both("timestep_norm " + std::to_string(D), {x, weight, bias}, pass, bandwidth, "B",
+       [&] { return ops::timestep_norm(x, weight, bias, fresh).y; });
+  const auto query = leaf((at::randn({B, L, H, dz}) / 8).to(type)),
+             key = leaf(at::randn({B, L, H, dz}).to(type)), value = leaf(at::randn({B, L, H, dv}).to(type));
+  const auto start = at::zeros({B}, at::kLong);
+  const double pairs = static_cast<double>(B * L * H) * static_cast<double>(std::min(c, L) + 1) / 2;
+  both("attention chunk " + std::to_string(c), {query, key, value}, 2 * pairs * static_cast<double>(dz + dv),
+       gemm, "FLOP", [&] { return ops::attention(query, key, value, start, {.chunk = c}); });
+}
+
+int run(const Options& o) {
+  choose_device(o.device);
+  at::manual_seed(1);
+  if (o.what == "train") bench_train(o);
+  if (o.what == "decode") bench_decode(o);
+  if (o.what == "ops") bench_operators(o);
+  return 0;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& program, Run& chosen) {
+  auto* command =
+      program.add_subcommand("bench", "Time operators, training or decoding beside the measured ceiling");
+  auto o = std::make_shared<Options>();
+  command->add_option("WHAT", o->what, "ops, train or decode")
+      ->required()
+      ->check(CLI::IsMember({"ops", "train", "decode"}));
+  command->add_option("--preset", o->preset, "11M, 11M-llama, 200M, 1.3B, 1.3B-pg19, 7B or 7B-swiglu")
+      ->check(CLI::IsMember({"11M", "11M-llama", "200M", "1.3B", "1.3B-pg19", "7B", "7B-swiglu"}))
+      ->capture_default_str();
+  command->add_option("--batch", o->batch, "sequences")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--context", o->context, "tokens a sequence; decode: tokens read before")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--repeats", o->repeats, "timings, of which the median counts")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--compute-type", o->compute_type, "float32 or bfloat16")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
+  add_device(*command, o->device);
+  command->add_flag("--json", o->json, "print one JSON object a line");
+  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+}
+
+}  // namespace megalodon::cli
