@@ -1,7 +1,9 @@
 #include <c10/util/Exception.h>
+#include <malloc.h>
 
 #include <cstdio>
 #include <exception>
+#include <limits>
 
 #include "base/error.h"
 #include "base/signals.h"
