@@ -238,12 +238,13 @@ void forward(const AttentionSizes& sizes, const AttentionInputs<typename U::Elem
 
 // --- Few queries, as in decoding: each key and value is read once, where it lies, and nothing is packed.
 
-// One part of the keys for all query rows of the task. Results for the parts to be joined: for each row its
-// maximum, its sum of weights, and its sum of weighted values [dv], `row` floats apart.
+// The keys begin .. end-1 for all query rows (head by head) of a task whose keys and values are those of all
+// key heads, so that they are read as they lie. Results to be joined with those of the other keys: for each
+// row its maximum, its sum of weights, and its sum of weighted values [dv], `row` floats apart.
 template <class T>
 void decode(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Task& task, std::int64_t begin,
             std::int64_t end, float* HWY_RESTRICT parts, std::int64_t row, Workspace& workspace) {
-  const std::int64_t group = sizes.H / sizes.Hkv, rows = group * task.queries;
+  const std::int64_t rows = sizes.H * task.queries, of_key = rows / sizes.Hkv;
   const std::int64_t q_row = padded(sizes.dk), s_row = padded(end - begin);
   workspace.reset();
   float* const q = workspace.take<float>(rows * q_row);
@@ -254,8 +255,9 @@ void decode(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Tas
               q + r * q_row);
   }
   for (std::int64_t j = begin; j < end; ++j) {
-    const T* const key = task.key(sizes, in, j);
+    const T* const keys = task.key(sizes, in, j);
     for (std::int64_t r = 0; r < rows; ++r) {
+      const T* const key = keys + r / of_key * sizes.dk;
       auto sum = hn::Zero(kFloat);
       for_vectors(sizes.dk, [&](std::int64_t i, auto part) HWY_ATTR {
         sum = hn::MulAdd(load(key + i, part), load(q + r * q_row + i), sum);
@@ -274,15 +276,16 @@ void decode(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Tas
   }
   constexpr std::int64_t kAtOnce = 4;  // values that a pass over a row's sums adds
   for (std::int64_t j = begin; j < end; j += kAtOnce) {
-    const T* value[kAtOnce];  // beyond the end: the last one, with weight zero in the padding of s
-    for (std::int64_t v = 0; v < kAtOnce; ++v) value[v] = task.value(sizes, in, std::min(j + v, end - 1));
+    const T* values[kAtOnce];  // beyond the end: the last one, with weight zero in the padding of s
+    for (std::int64_t v = 0; v < kAtOnce; ++v) values[v] = task.value(sizes, in, std::min(j + v, end - 1));
     for (std::int64_t r = 0; r < rows; ++r) {
       const float* const weight = s + r * s_row + j - begin;
       float* const out = parts + r * row + 2;
+      const std::int64_t at = r / of_key * sizes.dv;
       for_vectors(sizes.dv, [&](std::int64_t i, auto part) HWY_ATTR {
         auto sum = load(out + i, part);
         for (std::int64_t v = 0; v < kAtOnce; ++v)
-          sum = hn::MulAdd(hn::Set(kFloat, weight[v]), load(value[v] + i, part), sum);
+          sum = hn::MulAdd(hn::Set(kFloat, weight[v]), load(values[v] + at + i, part), sum);
         store(sum, out + i, part);
       });
     }
@@ -561,9 +564,10 @@ void longest_first(std::vector<Task>& tasks) {
   });
 }
 
-// A task with few queries, its keys in parts that do not depend on the number of threads.
+// A task with few queries, for all heads, its keys in parts that do not depend on the number of threads.
 struct Few {
-  static constexpr std::int64_t kRows = 8, kKeys = 256;
+  static constexpr std::int64_t kRows = 8;  // queries of a key, at most
+  static constexpr std::int64_t kKeys = 128;
   Task task;
   std::int64_t parts, offset;  // of its results, in rows
 };
@@ -571,16 +575,15 @@ struct Few {
 template <class T>
 void decode_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, const std::vector<Task>& tasks,
                 T* o, float* lse) {
-  const std::int64_t group = sizes.H / sizes.Hkv, row = sizes.dv + 2;
+  const std::int64_t row = sizes.dv + 2;
   std::vector<Few> few;
-  std::vector<std::pair<std::size_t, std::int64_t>> parts;  // of which task, the how manieth
-  std::vector<std::pair<std::size_t, std::int64_t>> rows;   // of which task, the how manieth
+  std::vector<std::pair<std::size_t, std::int64_t>> parts, rows;  // (task, which of its parts or rows)
   std::int64_t total = 0;
   for (const auto& task : tasks) {
     few.push_back({task, (task.keys() + Few::kKeys - 1) / Few::kKeys, total});
     for (std::int64_t p = 0; p < few.back().parts; ++p) parts.emplace_back(few.size() - 1, p);
-    for (std::int64_t r = 0; r < group * task.queries; ++r) rows.emplace_back(few.size() - 1, r);
-    total += few.back().parts * group * task.queries;
+    for (std::int64_t r = 0; r < sizes.H * task.queries; ++r) rows.emplace_back(few.size() - 1, r);
+    total += few.back().parts * sizes.H * task.queries;
   }
   const auto results = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(total * row));
   const auto decode_part = MEGALODON_DISPATCH(decode<T>);
@@ -588,7 +591,7 @@ void decode_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, const
     const auto [index, part] = parts[static_cast<std::size_t>(i)];
     const auto& [task, count, offset] = few[index];
     const std::int64_t begin = part * Few::kKeys, end = std::min(begin + Few::kKeys, task.keys());
-    decode_part(sizes, in, task, begin, end, results.get() + (offset + part * group * task.queries) * row,
+    decode_part(sizes, in, task, begin, end, results.get() + (offset + part * sizes.H * task.queries) * row,
                 row, workspace);
   });
   const auto join_parts = MEGALODON_DISPATCH(join<T>);
@@ -597,7 +600,7 @@ void decode_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, const
     const auto& [task, count, offset] = few[index];
     const std::int64_t query = r % task.queries, h = r / task.queries;
     workspace.reset();
-    join_parts(results.get() + (offset + r) * row, count, group * task.queries * row, sizes.dv,
+    join_parts(results.get() + (offset + r) * row, count, sizes.H * task.queries * row, sizes.dv,
                workspace.take<float>(sizes.dv), o + task.query(sizes, query, h) * sizes.dv,
                lse + task.head(sizes, h) * sizes.L + task.t + query);
   });
@@ -611,7 +614,8 @@ void attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in
   std::vector<Task> many, few;
   for (const auto& task : tasks_of(sizes, in.start, kLongest)) {
     const bool is_few = sizes.H / sizes.Hkv * task.queries <= Few::kRows && sizes.dropout_threshold == 0;
-    (is_few ? few : many).push_back(task);
+    if (!is_few) many.push_back(task);
+    if (is_few && task.g == 0) few.push_back(task);
   }
   longest_first(many);
   const auto kernel = has_native_bfloat16() ? MEGALODON_DISPATCH(forward_task<T, true>)

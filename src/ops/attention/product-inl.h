@@ -80,23 +80,33 @@ struct Left {  // element (i, u) at data[i row + u step]
   std::int64_t row, step;
 };
 
+// The loops over the sums are unrolled so that these stay in registers.
 template <class U, int rows, int vectors>
 void multiply_tile(Left a, const Unit* HWY_RESTRICT b, std::int64_t b_row, std::int64_t depth,
                    float* HWY_RESTRICT c, std::int64_t c_row, bool accumulate) {
   FloatVec sums[rows][vectors];
-  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j)
       sums[i][j] = accumulate ? load(c + i * c_row + j * kLanes) : hn::Zero(kFloat);
+  }
   for (std::int64_t u = 0; u < depth; ++u) {
     WordVec right[vectors];
+#pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j) right[j] = hn::LoadU(kWord, b + u * b_row + j * kLanes);
+#pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
       const auto left = hn::Set(kWord, a.data[i * a.row + u * a.step]);
+#pragma GCC unroll 8
       for (int j = 0; j < vectors; ++j) sums[i][j] = U::multiply_add(left, right[j], sums[i][j]);
     }
   }
-  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j) store(sums[i][j], c + i * c_row + j * kLanes);
+  }
 }
 
 template <class U, int vectors, int rows = kTileRows>
