@@ -91,7 +91,7 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   std::vector<Comparison> comparisons;
-  for (const auto& of_operator : {cema_comparisons(), norm_comparisons()})
+  for (const auto& of_operator : {attention_comparisons(), cema_comparisons(), norm_comparisons()})
     comparisons.insert(comparisons.end(), of_operator.begin(), of_operator.end());
   for (const auto& comparison : comparisons) {
     for (const auto& contestant : comparison.contestants) {

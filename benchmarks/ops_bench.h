@@ -20,6 +20,7 @@ struct Comparison {
 };
 
 // One function a kind of operator, in KIND_bench.cpp; ops_bench.cpp lists them.
+std::vector<Comparison> attention_comparisons();  // and queries and keys
 std::vector<Comparison> cema_comparisons();
 std::vector<Comparison> norm_comparisons();  // and cross-entropy and dropout
 
