@@ -177,6 +177,33 @@ Member read_members(const Json& json, std::string_view where) {
   return member;
 }
 
+// A Hugging Face Llama's members under the names used here, with what it leaves out. Variants that this Llama
+// is not are refused rather than computed wrongly.
+Json as_written_here(const Json& json, std::string_view where) {
+  const auto refuse = [&](const std::string& what) {
+    fail_request(what, where, "only the plain Llama is supported");
+  };
+  Json filled = json;
+  const auto heads = json_member<int64_t>(json, "num_attention_heads", where);
+  if (heads < 1) fail_request("'num_attention_heads' is out of range", where, "expected at least 1");
+  if (!json.contains("num_key_value_heads")) filled["num_key_value_heads"] = heads;
+  if (!json.contains("head_dim") || json["head_dim"].is_null()) {
+    filled["head_dim"] = json_member<int64_t>(json, "hidden_size", where) / heads;
+  }
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!json.contains(key) || json[key].is_null()) continue;
+    const auto type = json_member<std::string>(json[key], "rope_type", where, "default");
+    if (type != "default") refuse("rotary positions of type '" + type + "'");
+    if (json[key].contains("rope_theta"))
+      filled["rope_theta"] = json_member<double>(json[key], "rope_theta", where);
+  }
+  if (json_member<bool>(json, "attention_bias", where, false)) refuse("attention_bias");
+  if (json_member<bool>(json, "mlp_bias", where, false)) refuse("mlp_bias");
+  const auto activation = json_member<std::string>(json, "hidden_act", where, "silu");
+  if (activation != "silu") refuse("hidden_act '" + activation + "'");
+  return filled;
+}
+
 }  // namespace
 
 std::string_view model_type(const ModelConfig& config) {
@@ -231,14 +258,7 @@ ModelConfig from_json(const Json& json, std::string_view where) {
   if (type == "megalodon") return read_members<MegalodonConfig>(json, where);
   if (type != "llama")
     fail_request("unknown model_type '" + type + "'", where, "expected \"megalodon\" or \"llama\"");
-  Json filled = json;  // what Hugging Face leaves out
-  const auto heads = json_member<int64_t>(json, "num_attention_heads", where);
-  if (heads < 1) fail_request("'num_attention_heads' is out of range", where, "expected at least 1");
-  if (!json.contains("num_key_value_heads")) filled["num_key_value_heads"] = heads;
-  if (!json.contains("head_dim") || json["head_dim"].is_null()) {
-    filled["head_dim"] = json_member<int64_t>(json, "hidden_size", where) / heads;
-  }
-  return read_members<LlamaConfig>(filled, where);
+  return read_members<LlamaConfig>(as_written_here(json, where), where);
 }
 
 }  // namespace megalodon::model

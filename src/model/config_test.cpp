@@ -56,6 +56,19 @@ TEST(ModelConfig, ReadsAHuggingFaceLlama) {
   EXPECT_EQ(c.head_dim, 8);
 }
 
+TEST(ModelConfig, RefusesLlamasThatItIsNot) {
+  auto json = parse_json(
+      R"({"model_type":"llama","vocab_size":100,"hidden_size":32,"intermediate_size":64,"num_hidden_layers":2,
+          "num_attention_heads":4,"rope_parameters":{"rope_theta":5e5,"rope_type":"default"}})",
+      "config.json");
+  EXPECT_EQ(std::get<LlamaConfig>(from_json(json, "config.json")).rope_theta, 5e5);
+  json["rope_parameters"]["rope_type"] = "llama3";
+  EXPECT_THROW(from_json(json, "config.json"), Error);
+  json.erase("rope_parameters");
+  json["attention_bias"] = true;
+  EXPECT_THROW(from_json(json, "config.json"), Error);
+}
+
 TEST(ModelConfig, NamesWhatCannotBe) {
   EXPECT_NE(message_of(std::string(kSmall) + "norm_num_groups=5\n"), "no error");  // a key twice
   const auto with = [](const std::string& from, const std::string& to) {

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <bit>
+
 #include "base/error.h"
 
 namespace megalodon::model {
@@ -25,6 +27,12 @@ void truncate_statistics(const LanguageModel& model, StreamState& state) {
   }
 }
 
+// A whole piece, or a power of two: matrix libraries keep a kernel for every shape they meet, and memory must
+// not grow.
+int64_t call_length(int64_t available, int64_t piece) {
+  return available == piece ? piece : static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(available)));
+}
+
 }  // namespace
 
 void stream(const LanguageModel& model, const at::Tensor& tokens, StreamState& state,
@@ -43,13 +51,14 @@ void stream(const LanguageModel& model, const at::Tensor& tokens, StreamState& s
               "stream: streams at one position expected");
   for (int64_t offset = 0; offset < L;) {
     const int64_t position = state.position[0].item<int64_t>();
-    const int64_t length = std::min(L - offset, piece - position % piece);
+    const int64_t length = call_length(std::min(L - offset, piece - position % piece), piece);
     const auto part = tokens.narrow(1, offset, length);
     visit(offset, model.hidden(part, &state));
     offset += length;
     if (!truncating) continue;
     remember(state, part, kStatisticsChunks * c);
-    if (offset < L && position + length >= kTruncationStart * c) truncate_statistics(model, state);
+    const int64_t end = position + length;
+    if (offset < L && end % piece == 0 && end >= kTruncationStart * c) truncate_statistics(model, state);
   }
 }
 
