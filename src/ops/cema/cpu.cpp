@@ -57,11 +57,19 @@ class Vectors {
   std::int64_t size_;
 };
 
-// Into the cache, whatever lies there: `distance` may lead out of the array.
+// Into the cache, whatever lies there: `distance` may lead out of the array. Reads stop at the second level:
+// rows of features are often a power of two apart, and a chunk of them falls on few places of the first.
 template <class T>
-HWY_INLINE void prefetch(const T* p, std::int64_t distance) {
-  const auto offset = static_cast<std::uintptr_t>(distance) * sizeof(T);
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + offset));
+HWY_INLINE std::uintptr_t moved(const T* p, std::int64_t distance) {
+  return reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(distance) * sizeof(T);
+}
+template <class T>
+HWY_INLINE void prefetch_to_read(const T* p, std::int64_t distance) {
+  __builtin_prefetch(reinterpret_cast<const void*>(moved(p, distance)), 0, 2);
+}
+template <class T>
+HWY_INLINE void prefetch_to_write(const T* p, std::int64_t distance) {
+  __builtin_prefetch(reinterpret_cast<const void*>(moved(p, distance)), 1, 3);
 }
 
 HWY_INLINE float* at(float* p, std::int64_t vector) {
@@ -226,21 +234,22 @@ struct Steps {
   Steps() { vectors.clear(); }
   float* operator[](std::int64_t i) const { return vectors[kPad + i]; }
 
-  // `from`: the chunk's first step. The steps `ahead` of it are fetched into the cache meanwhile.
+  // `from`, `to`: the chunk's first step. The steps `ahead` of it are fetched into the cache meanwhile.
   template <class T>
   void read(const Chunk& chunk, const T* from, std::int64_t D, std::int64_t width, std::int64_t ahead) const {
     for (std::int64_t b = 0; b < chunk.blocks; ++b) {
       for (std::int64_t j = 0; j < chunk.steps; ++j, from += D) {
-        prefetch(from, ahead * D);
+        prefetch_to_read(from, ahead * D);
         store(width == kLanes ? load(from) : load_some(from, width), (*this)[b * kStride + j]);
       }
     }
     if (chunk.steps < kBlock) std::fill_n((*this)[chunk.steps], (kBlock - chunk.steps) * kLanes, 0.0f);
   }
   template <class T>
-  void write(const Chunk& chunk, T* to, std::int64_t D, std::int64_t width) const {
+  void write(const Chunk& chunk, T* to, std::int64_t D, std::int64_t width, std::int64_t ahead) const {
     for (std::int64_t b = 0; b < chunk.blocks; ++b) {
       for (std::int64_t j = 0; j < chunk.steps; ++j, to += D) {
+        prefetch_to_write(to, ahead * D);
         const auto v = load((*this)[b * kStride + j]);
         if (width == kLanes) {
           store(v, to);
@@ -306,7 +315,7 @@ void forward(const cpu::CemaShape& s, const cpu::CemaCoefficients& c, const T* x
       }
       multiply<true>(chunk.steps, chunk.blocks, {t.power(1), t.C, 1}, {emitted[0], t.C, 1},
                      {y[0], 1, kStride}, t.C);
-      y.write(chunk, y_out + offset, s.D, t.width);
+      y.write(chunk, y_out + offset, s.D, t.width, kChunk * kBlock);
     }
     store_state(s, t, h, b, h_last);
   }
@@ -503,7 +512,7 @@ void backward(const cpu::CemaShape& s, const cpu::CemaCoefficients& c, const T* 
       }
       multiply<true>(chunk.steps, chunk.blocks, {t.power(chunk.steps - 1), -C, 1}, {pGs[0], C, 1},
                      {dx[0], 1, kStride}, C);
-      dx.write(chunk, dx_out + offset(chunk), s.D, t.width);
+      dx.write(chunk, dx_out + offset(chunk), s.D, t.width, -kChunk * kBlock);
       gathered.add(chunk, x, dy, h_in, Gs[0]);
       if (i % kFlush == 0) gathered.flush(sums);
     }
