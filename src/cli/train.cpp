@@ -1,3 +1,5 @@
+#include <chrono>
+#include <ctime>
 #include <memory>
 
 #include "base/error.h"
@@ -68,6 +70,22 @@ class ProgressBar : public train::Listener {
   std::string validation_;
 };
 
+std::string time_now() {
+  const auto now = std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
+  const std::time_t time = std::chrono::system_clock::to_time_t(now);
+  std::tm utc{};
+  gmtime_r(&time, &utc);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &utc);
+  return text;
+}
+
+std::string joined(const std::vector<std::string>& items) {
+  std::string text;
+  for (const auto& item : items) text += (text.empty() ? "" : ", ") + item;
+  return text;
+}
+
 // Refuses to mix two runs in one folder; writes the resolved configuration where it is new.
 void settle_run_folder(const fs::path& run, const std::string& resolved, bool resume) {
   const auto saved = run / "config.toml";
@@ -134,6 +152,8 @@ int run(const Options& o) {
     const std::vector<train::Listener*> listeners{&metrics, &tensorboard, &progress};
     const Json facts{{"kind", step > 0 ? "resume" : "start"},
                      {"step", step},
+                     {"time", time_now()},
+                     {"data", joined(config.data.train)},
                      {"parameters", model->parameter_count()},
                      {"model", model::model_type(model->config())},
                      {"device", device},
