@@ -89,7 +89,7 @@ std::function<void()> forward_backward(std::function<at::Tensor(const std::vecto
 }
 
 int main(int argc, char** argv) {
-  // As in the program: freed tensors stay with the process, so that no contestant pays page faults each time.
+  // Freed tensors stay with the process: no contestant pays page faults in every turn.
   mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   benchmark::Initialize(&argc, argv);
