@@ -23,8 +23,9 @@ struct AttentionOptions {
 // q [B, L, H, dk], k [B, L, Hkv, dk], v [B, L, Hkv, dv] float32 or bfloat16 (float64 runs the reference), H a
 // multiple of Hkv (grouped queries: head h reads key head floor(h / (H/Hkv))); start [B] int64 >= 0. The
 // softmax is float32. Keys before start[b] come from `cache` (in the dtype of q), which must hold all that
-// are visible; without a cache every start[b] must be at a chunk's border, or 0 where chunk = 0. The cache is
-// read, never written. Work is confined to what is visible; no [chunk, chunk] matrix for all chunks at once.
+// are visible; without a cache every start[b] must see nothing earlier: at a chunk's border, or 0 where
+// chunk = 0 or previous_chunks > 0. The cache is read, never written, and only where no gradient is wanted.
+// Work is confined to what is visible; no [chunk, chunk] matrix for all chunks at once.
 // Returns o [B, L, H, dv]. Differentiable in q, k, v where there is no cache.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                      const AttentionOptions& options, const std::optional<AttentionCache>& cache = {});

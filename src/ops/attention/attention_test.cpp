@@ -183,6 +183,9 @@ TEST(Attention, NamesWhatDoesNotFit) {
       [&] { attention(x, x, x, starts({0, 13}), {.chunk = 8}, cache); },
       "[attention] cache: row 1: position 13 sees 5 earlier keys: expected at least as many "
       "slots, got 4");
+  testing::expect_error(
+      [&] { attention(x.clone().set_requires_grad(true), x, x, zero, {.chunk = 8}, cache); },
+      "[attention] cache: expected none where gradients are wanted, got one");
 }
 
 }  // namespace
