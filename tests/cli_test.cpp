@@ -152,6 +152,13 @@ TEST_F(Trained, RefusesDamagedModels) {
   m = copy();
   fs::remove(m / "tokenizer.json");
   refused(m, "tokenizer");
+  m = copy();
+  std::string characters;  // 300 of them, three bytes each: more ids than the model knows
+  for (int i = 0; i < 300; ++i) {
+    characters += {'\xE4', static_cast<char>(0xB8 + i / 64), static_cast<char>(0x80 + i % 64)};
+  }
+  write_text(m / "tokenizer.json", Json{{"type", "character"}, {"characters", characters}}.dump());
+  expect_refusal(f, {"generate", m.string(), "--prompt", "a"}, 2, {"302 ids", "256"});
 }
 
 TEST(BadConfig, IsRefusedBeforeAnythingIsWritten) {
