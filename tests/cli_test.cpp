@@ -223,7 +223,6 @@ TEST(Run, KeepsTheOldCheckpointWhenTheDiskIsFull) {
   rlimit limit{};
   getrlimit(RLIMIT_FSIZE, &limit);
   const rlimit small{20000, limit.rlim_max};
-  const auto text = read_file(config);
   // The same run, longer: its first checkpoint does not fit.
   fs::remove(f / "run/config.toml");
   setrlimit(RLIMIT_FSIZE, &small);

@@ -20,7 +20,7 @@ std::string choose_device(const std::string& wanted) {
 }
 
 std::filesystem::path model_folder(const std::string& path) {
-  const std::filesystem::path folder(path);
+  std::filesystem::path folder(path);
   if (std::filesystem::exists(folder / "config.json") || !std::filesystem::exists(folder / "checkpoints"))
     return folder;
   const auto found = train::CheckpointFolder(folder / "checkpoints", 1).latest();

@@ -30,6 +30,7 @@ std::unique_ptr<model::LanguageModel> tiny_model(int64_t layers = 2) {
 
 std::vector<int64_t> draw(Session& session, int n) {
   std::vector<int64_t> tokens;
+  tokens.reserve(static_cast<std::size_t>(n));
   for (int i = 0; i < n; ++i) tokens.push_back(session.draw({.seed = 9}));
   return tokens;
 }

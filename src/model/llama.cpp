@@ -27,6 +27,7 @@ at::Tensor norm(const at::Tensor& x, const at::Tensor& factor, const LlamaConfig
 
 std::vector<LlamaBlock> make_blocks(ParameterMaker& make, const LlamaConfig& c) {
   std::vector<LlamaBlock> blocks;
+  blocks.reserve(static_cast<std::size_t>(c.num_hidden_layers));
   for (int64_t i = 0; i < c.num_hidden_layers; ++i)
     blocks.emplace_back(c, i, make, "model.layers." + std::to_string(i));
   return blocks;

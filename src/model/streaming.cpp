@@ -1,6 +1,7 @@
 #include "model/streaming.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <bit>
 

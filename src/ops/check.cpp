@@ -1,5 +1,7 @@
 #include "ops/check.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <algorithm>
 
 namespace megalodon::ops {
