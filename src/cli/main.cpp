@@ -51,5 +51,9 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Freed tensors stay with the process: by default glibc maps each large one anew and touches its pages
+  // again (docs/log.md).
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   return run(argc, argv);
 }
