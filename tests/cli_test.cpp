@@ -33,6 +33,15 @@ TEST_F(Trained, LeavesARunDirectory) {
   EXPECT_FALSE(fs::is_empty(run_folder / "tb"));
 }
 
+TEST_F(Trained, TheResolvedConfigurationTrainsAgain) {
+  const TemporaryFolder folder;
+  const auto again = (folder / "again").string();
+  const auto outcome = run(folder, {"train", model() + "/config.toml", "--set", "run=" + again});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(read_file(fs::path(again) / "checkpoints/step-12/model.safetensors"),
+            read_file(fs::path(model()) / "checkpoints/step-12/model.safetensors"));
+}
+
 TEST_F(Trained, InfoSaysWhatItIs) {
   const auto outcome = run(*folder_, {"info", model(), "--json"});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;

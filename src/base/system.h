@@ -14,6 +14,9 @@ std::int64_t memory_bytes();
 // "Intel(R) Xeon(R) Platinum 8481C"; the architecture where the system gives no name.
 std::string processor_name();
 
+// Seconds on a clock that never goes back; only differences mean something.
+double monotonic_seconds();
+
 // Cores that this process may use.
 int core_count();
 

@@ -3,7 +3,6 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 
 #include "base/error.h"
@@ -32,9 +31,9 @@ template <class F>
 double median_seconds(int64_t repeats, const F& f) {
   std::vector<double> times;
   for (int64_t i = 0; i <= repeats; ++i) {
-    const auto started = std::chrono::steady_clock::now();
+    const double started = monotonic_seconds();
     f();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    const double seconds = monotonic_seconds() - started;
     if (i > 0) times.push_back(seconds);
   }
   std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());

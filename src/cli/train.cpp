@@ -106,18 +106,11 @@ void settle_run_folder(const fs::path& run, const std::string& resolved, bool re
   }
 }
 
-std::unique_ptr<model::LanguageModel> open_model(const train::TrainConfig& config, Config& toml,
-                                                 const data::Tokenizer& tokenizer) {
-  if (!config.from.empty()) {
-    auto model = model::load_model(config.from);
-    for (const auto& parameter : model->parameters()) parameter.value.set_requires_grad(true);
-    check_fits(tokenizer, *model, config.from);
-    toml.finish();
-    return model;
-  }
-  const auto model_config = model::read_model_config(toml, tokenizer.vocabulary_size());
-  toml.finish();
-  return model::make_model(model_config, config.seed);
+std::unique_ptr<model::LanguageModel> open_model(const std::string& from, const data::Tokenizer& tokenizer) {
+  auto model = model::load_model(from);
+  for (const auto& parameter : model->parameters()) parameter.value.set_requires_grad(true);
+  check_fits(tokenizer, *model, from);
+  return model;
 }
 
 int run(const Options& o) {
@@ -126,20 +119,23 @@ int run(const Options& o) {
   auto toml = Config::from_file(o.config, overrides);
   const auto config = train::read_train_config(toml);
   const auto device = choose_device(config.device);
-  // The model's keys are checked before anything is written; its vocabulary is known once the data is.
-  if (config.from.empty()) {
-    model::read_model_config(toml, 1);
-    toml.finish();
-  }
+  // All keys are checked before anything is written; the vocabulary is known once the data is open.
+  const bool fresh = config.from.empty();
+  if (fresh) model::read_model_config(toml, 1);
+  toml.finish();
   std::error_code made;
   fs::create_directories(config.run, made);
   if (made)
     fail_request("the run directory cannot be made: " + made.message(), config.run.string(),
                  "name another with --set run=DIR");
   const FolderLock lock(config.run);
-  settle_run_folder(config.run, toml.resolved(), o.resume);
   const auto corpora = train::open_corpora(config);
-  const auto model = open_model(config, toml, *corpora.tokenizer);
+  const auto model_config =
+      fresh ? std::optional(model::read_model_config(toml, corpora.tokenizer->vocabulary_size()))
+            : std::nullopt;
+  settle_run_folder(config.run, toml.resolved(), o.resume);
+  const auto model =
+      fresh ? model::make_model(*model_config, config.seed) : open_model(config.from, *corpora.tokenizer);
 
   train::Trainer trainer(config, *model, *corpora.tokenizer, *corpora.training, *corpora.validation);
   const int64_t step = trainer.resume();

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/error.h"
 #include "base/system.h"
@@ -11,16 +10,6 @@
 
 namespace megalodon::evaluate {
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-at::Tensor ids(std::span<const int32_t> tokens) {
-  return at::from_blob(const_cast<int32_t*>(tokens.data()), {1, static_cast<int64_t>(tokens.size())},
-                       at::kInt)
-      .to(at::kLong);
-}
 
 // The summed loss of the tokens from `first_target` on, each predicted from all before it. A token's
 // predecessor must be read.
@@ -61,18 +50,19 @@ std::vector<PerplexityResult> perplexity_by_context(
   std::vector<PerplexityResult> results;
   for (const int64_t context : options.contexts) {
     PerplexityResult result{context, windows * targets, 0, 0, {}};
-    const double started = now();
+    const double started = monotonic_seconds();
     for (int64_t w = 0; w < windows; ++w) {
       const int64_t end = *largest + (windows > 1 ? (available - *largest) * w / (windows - 1) : 0);
       const auto window =
           tokens.subspan(static_cast<std::size_t>(end - context), static_cast<std::size_t>(context));
       auto state = model.fresh_state(1);
-      result.loss += read_and_score(model, ids(window), context - targets, state, options.stream);
+      result.loss +=
+          read_and_score(model, model::tokens_tensor(window), context - targets, state, options.stream);
       const auto scored = window.last(static_cast<std::size_t>(targets));
       result.targets.insert(result.targets.end(), scored.begin(), scored.end());
     }
     result.loss /= static_cast<double>(result.tokens);
-    result.seconds = now() - started;
+    result.seconds = monotonic_seconds() - started;
     report(result);
     results.push_back(std::move(result));
   }
@@ -86,13 +76,13 @@ void stream_document(const model::LanguageModel& model, std::span<const int32_t>
   const auto available = static_cast<int64_t>(tokens.size()) - 1;
   for (int64_t position = 0; position < available;) {
     const int64_t length = std::min(interval, available - position);
-    const double started = now();
+    const double started = monotonic_seconds();
     const auto part =
         tokens.subspan(static_cast<std::size_t>(position), static_cast<std::size_t>(length + 1));
-    const double loss = read_and_score(model, ids(part), 1, state, options);
+    const double loss = read_and_score(model, model::tokens_tensor(part), 1, state, options);
     position += length;
-    report({position, loss / static_cast<double>(length), (now() - started) / static_cast<double>(length),
-            resident_bytes()});
+    report({position, loss / static_cast<double>(length),
+            (monotonic_seconds() - started) / static_cast<double>(length), resident_bytes()});
   }
 }
 

@@ -56,12 +56,11 @@ Session::Session(const model::LanguageModel& model, const std::filesystem::path&
 
 void Session::read(std::span<const int32_t> tokens) {
   if (tokens.empty()) return;
-  const auto ids =
-      at::from_blob(const_cast<int32_t*>(tokens.data()), {1, static_cast<int64_t>(tokens.size())}, at::kInt);
   at::Tensor last;
-  model::stream(model_, ids.to(at::kLong), state_, options_, [&](int64_t, const at::Tensor& hidden) {
-    last = hidden.select(1, hidden.size(1) - 1);  // [1, D]
-  });
+  model::stream(model_, model::tokens_tensor(tokens), state_, options_,
+                [&](int64_t, const at::Tensor& hidden) {
+                  last = hidden.select(1, hidden.size(1) - 1);  // [1, D]
+                });
   const at::NoGradGuard no_grad;
   last_logits_ = model_.logits(last).view(-1);
 }

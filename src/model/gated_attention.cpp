@@ -5,7 +5,6 @@
 #include <cmath>
 #include <numbers>
 
-#include "ops/attention/attention.h"
 #include "ops/cema/cema.h"
 #include "ops/query_key/query_key.h"
 #include "ops/rms_norm/rms_norm.h"
@@ -103,32 +102,15 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
   const auto smoothed = cema(x_n, place, layer);  // [B, L, D]
   const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
   const auto mx = drop(ops::rms_norm(smoothed, scale, config.norm_eps), config.hidden_dropout, place.dropout);
-  const auto z = project(mx, wz, bz);                                        // [B, L, Z]
-  const auto v = ops::swiglu(project(x_n, wv, bv));                          // [B, L, E]
-  const auto gated = ops::swiglu(project(mx, wr, br), attend(z, v, place));  // [B, L, E]
+  const auto z = project(mx, wz, bz).unflatten(-1, {config.num_heads, -1});                // [B, L, H, dz]
+  const auto v = ops::swiglu(project(x_n, wv, bv)).unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
+  const auto [q, k] =
+      ops::query_key(z, gamma, beta, place.start, config.chunk_size, config.rope_base, config.norm_eps);
+  const auto o =
+      attend(q, k, v, {.chunk = config.chunk_size}, config.attention_dropout, place, layer);  // [B, L, E]
+  const auto gated = ops::swiglu(project(mx, wr, br), o);                                     // [B, L, E]
   const auto h = project(mx, wh1, bh1) + project(drop(gated, config.hidden_dropout, place.dropout), wh2);
   return x + drop(h, config.dropout, place.dropout);
-}
-
-at::Tensor GatedAttention::attend(const at::Tensor& z, const at::Tensor& v, const Place& place) const {
-  const int64_t B = z.size(0), L = z.size(1), H = config.num_heads, c = config.chunk_size;
-  const auto [q, k] = ops::query_key(z.view({B, L, H, -1}), gamma, beta, place.start, c, config.rope_base,
-                                     config.norm_eps);  // [B, L, H, dz]
-  const auto values = v.view({B, L, H, -1});            // [B, L, H, dv]
-  ops::AttentionOptions options{.chunk = c};
-  if (place.dropout != nullptr && config.attention_dropout > 0) {
-    options.dropout = config.attention_dropout;
-    options.dropout_key = place.dropout->next();
-  }
-  if (place.state == nullptr) return ops::attention(q, k, values, place.start, options).flatten(2);
-
-  auto& ring_k = place.state->layer(layer, "k");  // [B, c, H, dz]: the unfinished chunk of each stream
-  auto& ring_v = place.state->layer(layer, "v");  // [B, c, H, dv]
-  const ops::AttentionCache cache{ring_k, ring_v};
-  const auto o = ops::attention(q, k, values, place.start, options, cache);  // [B, L, H, dv]
-  store_in_ring(ring_k, k, place.start);
-  store_in_ring(ring_v, values, place.start);
-  return o.flatten(2);
 }
 
 }  // namespace megalodon::model

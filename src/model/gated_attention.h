@@ -49,9 +49,6 @@ struct GatedAttention {
   GatedAttention(const MegalodonConfig& c, int64_t layer_index, ParameterMaker& make,
                  const std::string& name);
   at::Tensor operator()(const at::Tensor& x, const Place& place) const;  // [B, L, D] -> [B, L, D]
-
- private:
-  at::Tensor attend(const at::Tensor& z, const at::Tensor& v, const Place& place) const;
 };
 
 }  // namespace megalodon::model

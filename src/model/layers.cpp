@@ -19,15 +19,28 @@ at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarTy
   return at::embedding(table, tokens).to(type);
 }
 
-void store_in_ring(at::Tensor& ring, const at::Tensor& values, const at::Tensor& start) {
-  const int64_t B = values.size(0), L = values.size(1), C = ring.size(1);
-  const int64_t kept = std::min(L, C), first = L - kept;
-  const auto row = at::arange(B, at::kLong).unsqueeze(1) * C;  // [B, 1]
-  const auto slot =
-      (start.unsqueeze(1) + at::arange(first, L, at::kLong).unsqueeze(0)).remainder(C);  // [B, kept]
-  const auto index = (row + slot).view(-1).to(ring.device());
-  const auto last = values.narrow(1, first, kept).to(ring.scalar_type());
-  ring.view({B * C, -1}).index_copy_(0, index, last.reshape({B * kept, -1}));
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  ops::AttentionOptions options, double dropout, const Place& place, int64_t layer) {
+  if (place.dropout != nullptr && dropout > 0) {
+    options.dropout = dropout;
+    options.dropout_key = place.dropout->next();
+  }
+  if (place.state == nullptr) return ops::attention(q, k, v, place.start, options).flatten(2);
+
+  auto& ring_k = place.state->layer(layer, "k");  // [B, C, Hkv, dk], position p at slot p mod C
+  auto& ring_v = place.state->layer(layer, "v");  // [B, C, Hkv, dv]
+  const auto o = ops::attention(q, k, v, place.start, options, ops::AttentionCache{ring_k, ring_v});
+
+  // Of more than C positions the last C stay.
+  const int64_t B = k.size(0), L = k.size(1), C = ring_k.size(1), kept = std::min(L, C), first = L - kept;
+  const auto row = at::arange(B, at::kLong).unsqueeze(1) * C;                                   // [B, 1]
+  const auto slot = (place.start.unsqueeze(1) + at::arange(first, L, at::kLong)).remainder(C);  // [B, kept]
+  const auto index = (row + slot).view(-1).to(ring_k.device());
+  for (const auto& [ring, values] : {std::pair(ring_k, k), std::pair(ring_v, v)}) {
+    const auto last = values.narrow(1, first, kept).to(ring.scalar_type());
+    ring.view({B * C, -1}).index_copy_(0, index, last.reshape({B * kept, -1}));
+  }
+  return o.flatten(2);
 }
 
 }  // namespace megalodon::model

@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/language_model.h"
+#include "ops/attention/attention.h"
 
 // What the blocks of both families share.
 namespace megalodon::model {
@@ -22,8 +23,10 @@ struct Place {
   DropoutKeys* dropout = nullptr;
 };
 
-// Stores keys and values [B, L, H, d] of positions start .. start+L-1 in a ring of C slots, position p at
-// slot p mod C. Of more than C positions the last C stay.
-void store_in_ring(at::Tensor& ring, const at::Tensor& values, const at::Tensor& start);
+// ops::attention of queries [B, L, H, dk], keys [B, L, Hkv, dk] and values [B, L, Hkv, dv] of a call at
+// `place`: with dropout on the weights where there are keys to drop by, and where there is a state over the
+// keys and values "LAYER.k" and "LAYER.v" that it holds, which these join. Returns [B, L, H dv].
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  ops::AttentionOptions options, double dropout, const Place& place, int64_t layer);
 
 }  // namespace megalodon::model

@@ -5,7 +5,6 @@
 #include <bit>
 #include <cmath>
 
-#include "ops/attention/attention.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/rope/rope.h"
 #include "ops/swiglu/swiglu.h"
@@ -55,13 +54,13 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
 
 at::Tensor LlamaBlock::operator()(const at::Tensor& x, const Place& place) const {
   const auto h =
-      x + drop(project(attend(norm(x, input_norm, c), place), wo), c.dropout, place.dropout);  // [B, L, D]
-  const auto u = norm(h, post_norm, c);                                                        // [B, L, D]
-  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                           // [B, L, F]
+      x + drop(project(attention(norm(x, input_norm, c), place), wo), c.dropout, place.dropout);  // [B, L, D]
+  const auto u = norm(h, post_norm, c);                                                           // [B, L, D]
+  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                              // [B, L, F]
   return h + drop(project(hidden, down), c.dropout, place.dropout);
 }
 
-at::Tensor LlamaBlock::attend(const at::Tensor& u, const Place& place) const {
+at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place) const {
   const int64_t B = u.size(0), L = u.size(1), d = c.head_dim;
   const auto heads = [&](const at::Tensor& weight) { return project(u, weight).view({B, L, -1, d}); };
   auto q = heads(wq), k = heads(wk);  // [B, L, H, d], [B, L, Hkv, d]
@@ -70,19 +69,7 @@ at::Tensor LlamaBlock::attend(const at::Tensor& u, const Place& place) const {
     q = ops::rope(q, place.start, 0, c.rope_theta);
     k = ops::rope(k, place.start, 0, c.rope_theta);
   }
-  ops::AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(d))};
-  if (place.dropout != nullptr && c.attention_dropout > 0) {
-    options.dropout = c.attention_dropout;
-    options.dropout_key = place.dropout->next();
-  }
-  if (place.state == nullptr) return ops::attention(q, k, v, place.start, options).flatten(2);
-
-  auto& all_k = place.state->layer(layer, "k");  // [B, C, Hkv, d], C above every position
-  auto& all_v = place.state->layer(layer, "v");
-  const auto o = ops::attention(q, k, v, place.start, options, ops::AttentionCache{all_k, all_v});
-  store_in_ring(all_k, k, place.start);
-  store_in_ring(all_v, v, place.start);
-  return o.flatten(2);
+  return attend(q, k, v, {.scale = 1 / std::sqrt(static_cast<double>(d))}, c.attention_dropout, place, layer);
 }
 
 Llama::Llama(const LlamaConfig& config, uint64_t seed, bool initialise)

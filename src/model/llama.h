@@ -15,7 +15,7 @@ struct LlamaBlock {
   at::Tensor operator()(const at::Tensor& x, const Place& place) const;  // [B, L, D] -> [B, L, D]
 
  private:
-  at::Tensor attend(const at::Tensor& u, const Place& place) const;
+  at::Tensor attention(const at::Tensor& u, const Place& place) const;
 };
 
 // The Llama-style baseline: RMSNorm, SwiGLU, rotary or no positions, grouped-query attention. Its files are

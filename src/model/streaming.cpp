@@ -36,6 +36,11 @@ int64_t call_length(int64_t available, int64_t piece) {
 
 }  // namespace
 
+at::Tensor tokens_tensor(std::span<const int32_t> ids) {
+  auto* data = const_cast<int32_t*>(ids.data());
+  return at::from_blob(data, {1, static_cast<int64_t>(ids.size())}, at::kInt).to(at::kLong);
+}
+
 void stream(const LanguageModel& model, const at::Tensor& tokens, StreamState& state,
             const StreamOptions& options, const std::function<void(int64_t, const at::Tensor&)>& visit) {
   const at::NoGradGuard no_grad;

@@ -1,9 +1,13 @@
 #pragma once
 #include <functional>
+#include <span>
 
 #include "model/language_model.h"
 
 namespace megalodon::model {
+
+// Token ids as a tensor [1, n] int64.
+at::Tensor tokens_tensor(std::span<const int32_t> ids);
 
 struct StreamOptions {
   int64_t piece = 0;  // tokens a call; 0: two chunks of Megalodon, 2048 for the baseline

@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <chrono>
 #include <cmath>
 #include <numbers>
 
@@ -12,6 +11,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/signals.h"
+#include "base/system.h"
 #include "model/model_folder.h"
 #include "ops/cross_entropy/cross_entropy.h"
 
@@ -19,10 +19,6 @@ namespace megalodon::train {
 namespace {
 
 constexpr int64_t kMostSkipped = 10;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // The mean loss of tokens [n, context + 1], each predicted from those before it.
 at::Tensor mean_loss(const model::LanguageModel& model, const at::Tensor& tokens,
@@ -99,7 +95,7 @@ double Trainer::accumulate_gradients() {
 }
 
 StepMetrics Trainer::step() {
-  const double started = now();
+  const double started = monotonic_seconds();
   const double loss = accumulate_gradients(), norm = optimizer_.gradient_norm();
   const double rate = config_.schedule.rate(step_);
   const bool finite = std::isfinite(loss) && std::isfinite(norm);
@@ -111,7 +107,7 @@ StepMetrics Trainer::step() {
     ++skipped_in_row_;
   }
   ++step_;
-  const double seconds = now() - started;
+  const double seconds = monotonic_seconds() - started;
   seconds_ += seconds;
   const int64_t per_step = config_.tokens_per_step();
   return {step_,  step_ * per_step, loss, rate, norm, seconds_, static_cast<double>(per_step) / seconds,

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "ops/check.h"
+#include "ops/registered.h"
 #include "ops/swiglu/kernel.h"
 
 namespace megalodon::ops {
@@ -42,19 +43,8 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const at::Tensor& a, const std::
 }
 
 at::Tensor dispatch_forward(const at::Tensor& a, const std::optional<at::Tensor>& b) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("megalodon::swiglu", "")
-                             .typed<at::Tensor(const at::Tensor&, const std::optional<at::Tensor>&)>();
+  static const auto op = registered<decltype(forward_cpu)>("megalodon::swiglu");
   return op.call(a, b);
-}
-
-std::tuple<at::Tensor, at::Tensor> dispatch_backward(const at::Tensor& a, const std::optional<at::Tensor>& b,
-                                                     const at::Tensor& dy) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("megalodon::swiglu_backward", "")
-                             .typed<std::tuple<at::Tensor, at::Tensor>(
-                                 const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&)>();
-  return op.call(a, b, dy);
 }
 
 struct Swiglu : torch::autograd::Function<Swiglu> {
@@ -66,7 +56,8 @@ struct Swiglu : torch::autograd::Function<Swiglu> {
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     const auto saved = ctx->get_saved_variables();
     const auto b = saved[1].defined() ? std::optional(saved[1]) : std::nullopt;
-    const auto [da, db] = dispatch_backward(saved[0], b, dy[0]);
+    static const auto op = registered<decltype(backward_cpu)>("megalodon::swiglu_backward");
+    const auto [da, db] = op.call(saved[0], b, dy[0]);
     return {da, db};
   }
 };
