@@ -33,6 +33,10 @@ class LanguageModel {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int64_t parameter_count() const;
 
+  // Models of one shape that run side by side as one: their weights are stacked, [K, ...], and rows k B/K ..
+  // (k+1) B/K - 1 of a batch of B belong to model k. 1 for an ordinary model.
+  virtual int64_t stack() const { return 1; }
+
   // Type of activations and matrix products: float32 (default) or bfloat16. Parameters are cast where they
   // are used.
   void set_compute_type(at::ScalarType type) { compute_type_ = type; }
