@@ -128,7 +128,7 @@ void bench_train(const Options& o) {
   const double seconds = median_seconds(o.repeats, [&] {
     const auto logits = model->forward(inputs);
     torch::autograd::backward({ops::cross_entropy(logits.view({targets.numel(), -1}), targets).mean()}, {});
-    optimizer.step(1e-4, optimizer.gradient_norm());
+    optimizer.step(1e-4, optimizer.gradient_norms());
   });
   const double work = 3 * forward_operations(*model, o.context) * static_cast<double>(o.batch);
   print(o, {"train step " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x " +

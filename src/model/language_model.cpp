@@ -1,5 +1,8 @@
 #include "model/language_model.h"
 
+#include <ATen/ATen.h>
+
+#include "base/error.h"
 #include "base/hash.h"
 #include "base/random.h"
 #include "model/llama.h"
@@ -22,7 +25,28 @@ std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, uint64_t se
   if (const auto* megalodon = std::get_if<MegalodonConfig>(&config)) {
     return std::make_unique<Megalodon>(*megalodon, seed, initialise);
   }
-  return std::make_unique<Llama>(std::get<LlamaConfig>(config), seed, initialise);
+  return std::make_unique<Llama>(std::get<LlamaConfig>(config), std::vector{seed}, initialise);
+}
+
+std::unique_ptr<LanguageModel> make_stack(const ModelConfig& config, const std::vector<uint64_t>& seeds) {
+  if (seeds.size() == 1) return make_model(config, seeds[0]);
+  const auto* llama = std::get_if<LlamaConfig>(&config);
+  if (llama == nullptr) {
+    fail_request("several models at once are not supported for type " + std::string(model_type(config)),
+                 "model.type", "use type \"llama\", or one model");
+  }
+  return std::make_unique<Llama>(*llama, seeds, true);
+}
+
+std::unique_ptr<LanguageModel> member(const LanguageModel& stack, int64_t k) {
+  auto model = make_model(stack.config(), 0, false);
+  model->set_compute_type(stack.compute_type());
+  for (std::size_t i = 0; i < stack.parameters().size(); ++i) {
+    auto value = model->parameters()[i].value;
+    const auto stacked = stack.parameters()[i].value.detach();
+    value.set_data(stack.stack() == 1 ? stacked : stacked[k]);
+  }
+  return model;
 }
 
 std::string fingerprint(const ModelConfig& config) {

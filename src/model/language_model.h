@@ -73,6 +73,12 @@ class LanguageModel {
 // A model with initial weights drawn from `seed`, or with weights left for a file to fill.
 std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, uint64_t seed, bool initialise = true);
 
+// K models of one shape with initial weights drawn from a seed each, stacked; with one seed, make_model. The
+// Llama baseline alone: request error.
+std::unique_ptr<LanguageModel> make_stack(const ModelConfig& config, const std::vector<uint64_t>& seeds);
+// Model k of a stack as an ordinary model that shares its weights.
+std::unique_ptr<LanguageModel> member(const LanguageModel& stack, int64_t k);
+
 // A hash of the configuration: states and checkpoints name the model they belong to by it.
 std::string fingerprint(const ModelConfig& config);
 

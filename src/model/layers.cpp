@@ -8,6 +8,11 @@ namespace megalodon::model {
 
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   const auto w = weight.to(x.scalar_type());
+  if (w.dim() == 3) {
+    auto shape = x.sizes().vec();
+    shape.back() = w.size(1);
+    return at::bmm(x.reshape({w.size(0), -1, x.size(-1)}), w.transpose(1, 2)).view(shape);
+  }
   return bias.defined() ? at::linear(x, w, bias.to(x.scalar_type())) : at::linear(x, w);
 }
 
@@ -16,7 +21,10 @@ at::Tensor drop(const at::Tensor& x, double p, DropoutKeys* keys) {
 }
 
 at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarType type) {
-  return at::embedding(table, tokens).to(type);
+  if (table.dim() == 2) return at::embedding(table, tokens).to(type);
+  const int64_t K = table.size(0), V = table.size(1);
+  const auto first = at::arange(K, tokens.options()).view({K, 1, 1}) * V;  // the rows of each model
+  return at::embedding(table.flatten(0, 1), tokens.unflatten(0, {K, -1}) + first).flatten(0, 1).to(type);
 }
 
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

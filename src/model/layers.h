@@ -7,13 +7,15 @@
 // What the blocks of both families share.
 namespace megalodon::model {
 
-// x W^T + b in the type of x. x [..., in], weight [out, in], bias [out] or undefined.
+// x W^T + b in the type of x. x [..., in], weight [out, in], bias [out] or undefined; without a bias also the
+// weights [K, out, in] of stacked models, each for its share of the rows.
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
 // Drops with probability p where there are keys; x itself otherwise.
 at::Tensor drop(const at::Tensor& x, double p, DropoutKeys* keys);
 
-// Rows of `table` [V, D] for tokens [B, L], in `type`: [B, L, D].
+// Rows of `table` [V, D] for tokens [B, L], in `type`: [B, L, D]. A table [K, V, D] of stacked models serves
+// each its share of B.
 at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarType type);
 
 // Where a call stands in its streams.

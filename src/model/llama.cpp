@@ -72,12 +72,13 @@ at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place) const 
   return attend(q, k, v, {.scale = 1 / std::sqrt(static_cast<double>(d))}, c.attention_dropout, place, layer);
 }
 
-Llama::Llama(const LlamaConfig& config, uint64_t seed, bool initialise)
-    : Llama(config, ParameterMaker(seed, initialise)) {}
+Llama::Llama(const LlamaConfig& config, const std::vector<uint64_t>& seeds, bool initialise)
+    : Llama(config, static_cast<int64_t>(seeds.size()), ParameterMaker(seeds, initialise)) {}
 
-Llama::Llama(const LlamaConfig& config, ParameterMaker&& make)
+Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
     : LanguageModel(config),
       c_(config),
+      stack_(stack),
       embedding_(matrix(make, "model.embed_tokens.weight", config.vocab_size, config.hidden_size, config)),
       blocks_(make_blocks(make, config)),
       final_norm_(make.constant("model.norm.weight", {config.hidden_size}, 1)),

@@ -7,7 +7,7 @@ namespace megalodon::model {
 struct LlamaBlock {
   LlamaConfig c;
   int64_t layer;
-  at::Tensor input_norm, post_norm;  // [D]
+  at::Tensor input_norm, post_norm;  // [D]; of stacked models these are all [K, ...]
   at::Tensor wq, wk, wv, wo;         // [H d, D], [Hkv d, D], [Hkv d, D], [D, H d]
   at::Tensor gate, up, down;         // [F, D], [F, D], [D, F]
 
@@ -23,8 +23,10 @@ struct LlamaBlock {
 // apart in files. The state holds all keys and values: it grows with the position, in powers of two.
 class Llama : public LanguageModel {
  public:
-  Llama(const LlamaConfig& config, uint64_t seed, bool initialise);
+  // One model for each seed.
+  Llama(const LlamaConfig& config, const std::vector<uint64_t>& seeds, bool initialise);
 
+  int64_t stack() const override { return stack_; }
   at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
   at::Tensor logits(const at::Tensor& hidden) const override;
   StreamState fresh_state(int64_t batch) const override;
@@ -32,10 +34,11 @@ class Llama : public LanguageModel {
   at::Tensor from_file(const Parameter& parameter, const at::Tensor& stored) const override;
 
  private:
-  Llama(const LlamaConfig& config, ParameterMaker&& make);
+  Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make);
   bool is_rotary(const Parameter& parameter) const;
 
   const LlamaConfig c_;
+  const int64_t stack_;
   at::Tensor embedding_;  // [V, D]
   std::vector<LlamaBlock> blocks_;
   at::Tensor final_norm_;  // [D]

@@ -25,7 +25,7 @@ std::vector<MegalodonBlock> make_blocks(ParameterMaker& make, const MegalodonCon
 }  // namespace
 
 Megalodon::Megalodon(const MegalodonConfig& config, uint64_t seed, bool initialise)
-    : Megalodon(config, ParameterMaker(seed, initialise)) {}
+    : Megalodon(config, ParameterMaker({seed}, initialise)) {}
 
 Megalodon::Megalodon(const MegalodonConfig& config, ParameterMaker&& make)
     : LanguageModel(config),

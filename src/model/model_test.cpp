@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/random.h"
+#include "base/testing.h"
 #include "model/language_model.h"
 #include "model/streaming.h"
 #include "ops/testing.h"
@@ -230,6 +231,60 @@ TEST(Model, Bfloat16StaysNearFloat32) {
     model->set_compute_type(at::kBFloat16);
     EXPECT_LE(ops::testing::relative_error(model->forward(tokens), exact), 5e-2) << model_type(config);
   }
+}
+
+TEST(Stack, IsItsModelsSideBySide) {
+  auto tied = small_llama();
+  tied.position_embedding = "none";
+  tied.tie_word_embeddings = true;
+  for (const auto& config : {small_llama(), tied}) {
+    const std::vector<uint64_t> seeds{3, 4, 5};
+    const auto stack = make_stack(config, seeds);
+    ASSERT_EQ(stack->stack(), 3);
+    constexpr int64_t B = 2, L = 7;
+    const auto tokens = random_tokens(3 * B, L, 1);
+    const auto logits = stack->forward(tokens);
+    logits.square().mean().backward();
+    {
+      const at::NoGradGuard no_grad;
+      auto state = stack->fresh_state(3 * B);
+      const auto streamed = at::cat(
+          {stack->forward(tokens.narrow(1, 0, 4), &state), stack->forward(tokens.narrow(1, 4, 3), &state)},
+          1);
+      EXPECT_LE(largest_difference(streamed, logits), 1e-4);
+    }
+    for (int64_t k = 0; k < 3; ++k) {
+      const auto alone = make_model(config, seeds[static_cast<std::size_t>(k)]);
+      const auto expected = alone->forward(tokens.narrow(0, k * B, B));
+      EXPECT_LE(ops::testing::relative_error(logits.narrow(0, k * B, B).detach(), expected.detach()), 1e-6);
+      (expected.square().mean() / 3).backward();
+      const auto view = member(*stack, k);
+      for (std::size_t i = 0; i < alone->parameters().size(); ++i) {
+        const auto &stacked = stack->parameters()[i], &own = alone->parameters()[i];
+        EXPECT_EQ(stacked.is_matrix, own.is_matrix);
+        EXPECT_TRUE(at::equal(view->parameters()[i].value, own.value)) << own.name;
+        EXPECT_LE(ops::testing::relative_error(stacked.value.grad()[k], own.value.grad()), 1e-5) << own.name;
+      }
+    }
+  }
+}
+
+TEST(Stack, SharesItsWeightsWithItsMembers) {
+  const auto stack = make_stack(small_llama(), {1, 2});
+  const auto second = member(*stack, 1);
+  {
+    const at::NoGradGuard no_grad;
+    auto value = second->parameters()[0].value;
+    value.fill_(0.5);
+  }
+  EXPECT_TRUE(stack->parameters()[0].value[1].eq(0.5).all().item<bool>());
+  EXPECT_FALSE(stack->parameters()[0].value[0].eq(0.5).any().item<bool>());
+}
+
+TEST(Stack, IsTheBaselinesAlone) {
+  const auto message = testing::request_error([] { make_stack(small_megalodon(), {1, 2}); });
+  EXPECT_TRUE(testing::contains(message, "type megalodon"));
+  EXPECT_EQ(make_stack(small_megalodon(), {1})->stack(), 1);
 }
 
 }  // namespace

@@ -7,12 +7,14 @@
 namespace megalodon::model {
 
 at::Tensor ParameterMaker::add(const std::string& name, at::IntArrayRef shape) {
-  parameters_.push_back({name, at::empty(shape, at::kFloat), shape.size() == 2 && name.ends_with(".weight")});
+  auto whole = shape.vec();
+  if (seeds_.size() > 1) whole.insert(whole.begin(), static_cast<int64_t>(seeds_.size()));
+  parameters_.push_back({name, at::empty(whole, at::kFloat), shape.size() == 2 && name.ends_with(".weight")});
   return parameters_.back().value;
 }
 
-at::Generator ParameterMaker::generator() const {
-  Random random(seed_, Purpose::initialisation, parameters_.size());
+at::Generator ParameterMaker::generator(uint64_t seed) const {
+  Random random(seed, Purpose::initialisation, parameters_.size());
   return at::detail::createCPUGenerator((uint64_t{random.next()} << 32) | random.next());
 }
 

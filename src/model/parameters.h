@@ -17,17 +17,21 @@ struct Parameter {
 // Makes and names the parameters of a model, in order. Initial values are a function of (seed, order) alone.
 class ParameterMaker {
  public:
-  // Without `initialise` the values are left for a file to fill.
-  ParameterMaker(uint64_t seed, bool initialise) : seed_(seed), initialise_(initialise) {}
+  // The parameters of one model; with several seeds those of one model each, stacked: [K, ...]. Without
+  // `initialise` the values are left for a file to fill.
+  ParameterMaker(std::vector<uint64_t> seeds, bool initialise)
+      : seeds_(std::move(seeds)), initialise_(initialise) {}
 
   at::Tensor constant(const std::string& name, at::IntArrayRef shape, double value);
   at::Tensor normal(const std::string& name, at::IntArrayRef shape, double deviation);
   at::Tensor truncated_normal(const std::string& name, at::IntArrayRef shape, double deviation, double bound);
-  // `make(generator)` draws the initial value.
+  // `make(generator)` draws the initial value of one model.
   template <class Make>
   at::Tensor custom(const std::string& name, at::IntArrayRef shape, const Make& make) {
     const auto value = add(name, shape);
-    if (initialise_) value.copy_(make(generator()));
+    for (std::size_t k = 0; initialise_ && k < seeds_.size(); ++k) {
+      (seeds_.size() == 1 ? value : value[static_cast<int64_t>(k)]).copy_(make(generator(seeds_[k])));
+    }
     return parameters_.back().value.set_requires_grad(true);
   }
 
@@ -35,9 +39,9 @@ class ParameterMaker {
 
  private:
   at::Tensor add(const std::string& name, at::IntArrayRef shape);
-  at::Generator generator() const;
+  at::Generator generator(uint64_t seed) const;
 
-  uint64_t seed_;
+  std::vector<uint64_t> seeds_;
   bool initialise_;
   std::vector<Parameter> parameters_;
 };

@@ -19,7 +19,8 @@ AdamWOptions read_optimizer(Config& config) {
   return o;
 }
 
-AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options) : options_(options) {
+AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options, int64_t stack)
+    : options_(options), stack_(stack) {
   for (const bool decayed : {true, false}) {
     Group group{{}, {}, {}, {}, {}, decayed ? options.weight_decay : 0};
     for (const auto& parameter : parameters) {
@@ -34,23 +35,36 @@ AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions optio
   }
 }
 
-double AdamW::gradient_norm() const {
+std::vector<double> AdamW::gradient_norms() const {
   const at::NoGradGuard no_grad;
-  double squares = 0;
+  std::vector<at::Tensor> norms;  // of each parameter: [K]
   for (const auto& group : groups_) {
     for (const auto& parameter : group.parameters) {
       if (!parameter.grad().defined()) continue;
-      const double norm = at::linalg_vector_norm(parameter.grad()).item<double>();
-      squares += norm * norm;
+      norms.push_back(at::linalg_vector_norm(parameter.grad().view({stack_, -1}), 2, {1}));
     }
   }
-  return std::sqrt(squares);
+  std::vector<double> total(static_cast<std::size_t>(stack_));
+  if (norms.empty()) return total;
+  const auto sums = at::stack(norms).to(at::kDouble).square().sum(0).sqrt().cpu();  // [K]
+  std::copy_n(sums.const_data_ptr<double>(), stack_, total.begin());
+  return total;
 }
 
-void AdamW::step(double rate, double norm) {
+void AdamW::step(double rate, const std::vector<double>& norms) {
   const at::NoGradGuard no_grad;
-  const double excess = options_.clip > 0 ? std::max(1.0, norm / options_.clip) : 1.0;
-  const auto divisor = at::full({}, excess);
+  const auto excess = [&](std::size_t k) {
+    return options_.clip > 0 ? std::max(1.0, norms[k] / options_.clip) : 1.0;
+  };
+  const auto divisor = at::full({}, stack_ == 1 ? excess(0) : 1.0);
+  for (std::size_t k = 0; stack_ > 1 && k < norms.size(); ++k) {
+    if (excess(k) == 1) continue;
+    for (auto& group : groups_) {
+      for (auto& parameter : group.parameters) {
+        if (parameter.grad().defined()) parameter.mutable_grad()[static_cast<int64_t>(k)].div_(excess(k));
+      }
+    }
+  }
   for (auto& group : groups_) step(group, rate, divisor);
   clear_gradients();
 }

@@ -18,15 +18,15 @@ struct AdamWOptions {
 AdamWOptions read_optimizer(Config& config);
 
 // AdamW over float32 parameters, clipping included: one pass over the gradients for the norm, one for the
-// update.
+// update. The parameters of `stack` > 1 models, stacked [K, ...], are clipped model by model.
 class AdamW {
  public:
-  AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options);
+  AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options, int64_t stack = 1);
 
-  // The norm of all gradients together, before clipping.
-  double gradient_norm() const;
-  // Updates by the gradients scaled to the clip bound, and clears them. `norm` is gradient_norm().
-  void step(double rate, double norm);
+  // The norm of all gradients of each model together, before clipping.
+  std::vector<double> gradient_norms() const;
+  // Updates by the gradients scaled to the clip bound, and clears them. `norms` are gradient_norms().
+  void step(double rate, const std::vector<double>& norms);
   void clear_gradients();
 
   // First and second moments and the number of steps, by parameter name: what a checkpoint keeps.
@@ -42,6 +42,7 @@ class AdamW {
   void step(Group& group, double rate, const at::Tensor& gradient_divisor);
 
   AdamWOptions options_;
+  int64_t stack_;
   std::vector<Group> groups_;  // decayed, not decayed
 };
 

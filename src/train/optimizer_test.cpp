@@ -36,7 +36,8 @@ TEST(AdamW, FollowsItsDefinition) {
   }
   for (int step = 1; step <= 4; ++step) {
     set_gradients(all, step == 2 ? 0.01 : 1.0);  // once below the bound of the clip
-    const double norm = optimizer.gradient_norm();
+    const auto norms = optimizer.gradient_norms();
+    const double norm = norms.at(0);
     double squares = 0;
     for (std::size_t i = 0; i < all.size(); ++i)
       squares += all[i].value.grad().to(at::kDouble).square().sum().item<double>();
@@ -50,11 +51,46 @@ TEST(AdamW, FollowsItsDefinition) {
       value[i] = value[i] - rate * (m[i] / (1 - std::pow(o.beta1, step))) /
                                 ((v[i] / (1 - std::pow(o.beta2, step))).sqrt() + o.eps);
     }
-    optimizer.step(rate, norm);
+    optimizer.step(rate, norms);
     for (std::size_t i = 0; i < all.size(); ++i) {
       EXPECT_LE(ops::testing::relative_error(all[i].value.detach(), value[i]), 1e-6)
           << all[i].name << " step " << step;
       EXPECT_FALSE(all[i].value.grad().defined());
+    }
+  }
+}
+
+TEST(AdamW, ClipsStackedModelsOneByOne) {
+  constexpr int64_t K = 3;
+  const AdamWOptions o{.beta2 = 0.98, .eps = 1e-12, .weight_decay = 0.01, .clip = 0.5};
+  const auto make = [](at::IntArrayRef matrix, at::IntArrayRef norm) -> std::vector<model::Parameter> {
+    return {{"matrix.weight", at::ones(matrix).set_requires_grad(true), true},
+            {"norm.weight", at::ones(norm).set_requires_grad(true), false}};
+  };
+  const auto stacked = make({K, 3, 4}, {K, 5});
+  AdamW together(stacked, o, K);
+  std::vector<std::vector<model::Parameter>> alone;
+  std::vector<std::unique_ptr<AdamW>> optimizers;
+  for (int64_t k = 0; k < K; ++k) {
+    alone.push_back(make({3, 4}, {5}));
+    optimizers.push_back(std::make_unique<AdamW>(alone.back(), o));
+  }
+  for (int step = 0; step < 3; ++step) {
+    set_gradients(stacked, 1);
+    for (std::size_t i = 0; i < stacked.size(); ++i)
+      stacked[i].value.grad()[1].mul_(0.01);  // below the bound
+    for (std::size_t k = 0; k < K; ++k) {
+      for (std::size_t i = 0; i < stacked.size(); ++i) {
+        alone[k][i].value.mutable_grad() = stacked[i].value.grad()[static_cast<int64_t>(k)].clone();
+      }
+    }
+    together.step(0.1, together.gradient_norms());
+    for (std::size_t k = 0; k < K; ++k) {
+      optimizers[k]->step(0.1, optimizers[k]->gradient_norms());
+      for (std::size_t i = 0; i < stacked.size(); ++i) {
+        EXPECT_TRUE(at::allclose(stacked[i].value.detach()[static_cast<int64_t>(k)],
+                                 alone[k][i].value.detach(), 1e-6, 1e-7));
+      }
     }
   }
 }
@@ -64,7 +100,7 @@ TEST(AdamW, GoesOnFromItsState) {
   const auto all = parameters();
   AdamW optimizer(all, {});
   set_gradients(all, 1);
-  optimizer.step(0.1, optimizer.gradient_norm());
+  optimizer.step(0.1, optimizer.gradient_norms());
   model::save_tensors(path, optimizer.state());
   std::vector<model::Parameter> copy;
   for (const auto& p : all)
@@ -76,8 +112,8 @@ TEST(AdamW, GoesOnFromItsState) {
     auto value = copy[i].value;
     value.mutable_grad() = all[i].value.grad().clone();
   }
-  optimizer.step(0.1, optimizer.gradient_norm());
-  again.step(0.1, again.gradient_norm());
+  optimizer.step(0.1, optimizer.gradient_norms());
+  again.step(0.1, again.gradient_norms());
   for (std::size_t i = 0; i < all.size(); ++i) EXPECT_TRUE(at::equal(all[i].value, copy[i].value));
   std::filesystem::remove(path);
 }

@@ -96,11 +96,13 @@ double Trainer::accumulate_gradients() {
 
 StepMetrics Trainer::step() {
   const double started = monotonic_seconds();
-  const double loss = accumulate_gradients(), norm = optimizer_.gradient_norm();
+  const double loss = accumulate_gradients();
+  const auto norms = optimizer_.gradient_norms();
+  const double norm = norms[0];
   const double rate = config_.schedule.rate(step_);
   const bool finite = std::isfinite(loss) && std::isfinite(norm);
   if (finite) {
-    optimizer_.step(rate, norm);
+    optimizer_.step(rate, norms);
     skipped_in_row_ = 0;
   } else {
     optimizer_.clear_gradients();

@@ -22,33 +22,48 @@ void check(const at::Tensor& x, const Parameter& weight) {
               x.sizes());
   if (!weight) return;
   check_type("rms_norm", "weight", *weight, statistics_type(x));
-  check_shape("rms_norm", "weight", *weight, {x.size(-1)});
+  if (weight->dim() == 1) return check_shape("rms_norm", "weight", *weight, {x.size(-1)});
+  check_shape("rms_norm", "weight", *weight, {-1, x.size(-1)});
+  const auto K = weight->size(0), rows = x.numel() / x.size(-1);
+  TORCH_CHECK(K >= 1 && rows % K == 0, "[rms_norm] weight: expected a number of weights that divides the ",
+              rows, " rows of x, got ", K);
+}
+
+int64_t weight_count(const Parameter& weight) {
+  return weight && weight->dim() == 2 ? weight->size(0) : 1;
 }
 
 // y, and 1/sqrt(mean(x^2) + eps) of each row.
 Tensors2 forward_cpu(const at::Tensor& x, const Parameter& weight, double eps) {
-  const auto D = x.size(-1), rows = x.numel() / D;
+  const auto D = x.size(-1), rows = x.numel() / D, K = weight_count(weight), each = rows / K;
   const auto x_ = x.contiguous(), weight_ = weight ? weight->contiguous() : at::Tensor();
   const auto y = at::empty_like(x_), rstd = at::empty({rows}, x.options().dtype(at::kFloat));
   with_element_type(x, [&]<class T>(T*) {
-    cpu::rms_norm_forward(pointer<T>(x_), pointer<float>(weight_), static_cast<float>(eps), rows, D,
-                          mutable_pointer<T>(y), mutable_pointer<float>(rstd));
+    for (int64_t k = 0, at = 0; k < K; ++k, at += each) {
+      cpu::rms_norm_forward(pointer<T>(x_) + at * D, weight ? pointer<float>(weight_) + k * D : nullptr,
+                            static_cast<float>(eps), each, D, mutable_pointer<T>(y) + at * D,
+                            mutable_pointer<float>(rstd) + at);
+    }
   });
   return {y, rstd};
 }
 
 Tensors2 backward_cpu(const at::Tensor& x, const Parameter& weight, const at::Tensor& rstd,
                       const at::Tensor& dy) {
-  const auto D = x.size(-1), rows = x.numel() / D;
+  const auto D = x.size(-1), rows = x.numel() / D, K = weight_count(weight), each = rows / K;
+  const auto blocks = row_block_count(each);
   const auto x_ = x.contiguous(), dy_ = dy.contiguous(), dx = at::empty_like(x_);
   const auto weight_ = weight ? weight->contiguous() : at::Tensor();
-  const auto d_weight =
-      weight ? at::empty({row_block_count(rows), D}, x.options().dtype(at::kDouble)) : at::Tensor();
+  const auto d_weight = weight ? at::empty({K, blocks, D}, x.options().dtype(at::kDouble)) : at::Tensor();
   with_element_type(x, [&]<class T>(T*) {
-    cpu::rms_norm_backward(pointer<T>(x_), pointer<float>(weight_), pointer<float>(rstd), pointer<T>(dy_),
-                           rows, D, mutable_pointer<T>(dx), mutable_pointer<double>(d_weight));
+    for (int64_t k = 0, at = 0; k < K; ++k, at += each) {
+      cpu::rms_norm_backward(pointer<T>(x_) + at * D, weight ? pointer<float>(weight_) + k * D : nullptr,
+                             pointer<float>(rstd) + at, pointer<T>(dy_) + at * D, each, D,
+                             mutable_pointer<T>(dx) + at * D,
+                             weight ? mutable_pointer<double>(d_weight) + k * blocks * D : nullptr);
+    }
   });
-  return {dx, weight ? d_weight.sum(0).to(at::kFloat) : at::Tensor()};
+  return {dx, weight ? d_weight.sum(1).view(weight->sizes()).to(at::kFloat) : at::Tensor()};
 }
 
 at::Tensor infer_cpu(const at::Tensor& x, const Parameter& weight, double eps) {

@@ -42,6 +42,19 @@ TEST(RmsNorm, AgreesWithReference) {
   }
 }
 
+TEST(RmsNorm, GivesEachShareOfTheRowsItsWeight) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    testing::expect_agreement(with_weight, with_weight_reference,
+                              {testing::random({3, 70, 33}, type), testing::random({3, 33})});
+    testing::expect_agreement(with_weight, with_weight_reference,
+                              {testing::random({6, 5, 16}, type), testing::random({3, 16})});
+  }
+  testing::expect_gradients(with_weight,
+                            {testing::random({4, 2, 5}, at::kDouble), testing::random({2, 5}, at::kDouble)});
+  const auto x = testing::random({4, 8}), w = testing::random({2, 8});
+  EXPECT_TRUE(at::equal(rms_norm(x, w).narrow(0, 2, 2), rms_norm(x.narrow(0, 2, 2), w[1])));
+}
+
 TEST(RmsNorm, AgreesAtEveryScale) {
   for (const double scale : {1e-4, 1e-2, 1e4}) {
     SCOPED_TRACE(scale);
@@ -85,6 +98,9 @@ TEST(RmsNorm, MeetsTheFormula) {
 TEST(RmsNorm, NamesWhatDoesNotFit) {
   testing::expect_error([] { rms_norm(at::zeros({2, 3}), at::zeros({2})); },
                         "[rms_norm] weight: expected shape [3], got [2]");
+  testing::expect_error(
+      [] { rms_norm(at::zeros({4, 3}), at::zeros({3, 3})); },
+      "[rms_norm] weight: expected a number of weights that divides the 4 rows of x, got 3");
   testing::expect_error([] { rms_norm(at::zeros({2, 3}), at::zeros({3}, at::kBFloat16)); },
                         "[rms_norm] weight: expected Float, got BFloat16");
   testing::expect_error([] { rms_norm(at::zeros({2, 0}), std::nullopt); },
