@@ -1,0 +1,176 @@
+#include "generate/greedy.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "ops/cross_entropy/cross_entropy.h"
+
+namespace megalodon::generate {
+namespace {
+
+// The likeliest token of each row, the first of equals, and its log-probability.
+struct Picks {
+  at::Tensor tokens;           // [R] int64
+  at::Tensor log_probability;  // [R] float32
+};
+
+Picks pick(const at::Tensor& logits) {  // [R, V]
+  const auto values = logits.contiguous();
+  const int64_t R = values.size(0), V = values.size(1);
+  auto tokens = at::empty({R}, at::kLong);
+  const float* const from = values.const_data_ptr<float>();
+  auto* const to = tokens.mutable_data_ptr<int64_t>();
+  parallel_for(R, std::max<int64_t>(1, (int64_t{1} << 14) / V), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      to[r] = std::max_element(from + r * V, from + (r + 1) * V) - (from + r * V);
+  });
+  const auto log_probability = -ops::cross_entropy(values, tokens);
+  if (!log_probability.isfinite().all().item<bool>()) {
+    fail_work("the model's logits are not finite", "greedy answers", "its weights are damaged");
+  }
+  return {tokens, log_probability};
+}
+
+// Problems whose prompts are equally long, on their way. Row k W + j of the model's batch is model k's answer
+// to the j-th of the W problems that are still in it.
+class Batch {
+ public:
+  using Prompts = std::span<const std::vector<std::int32_t>>;
+  using Answers = std::vector<std::vector<Answer>>;
+
+  Batch(const model::LanguageModel& model, Prompts prompts, std::vector<std::size_t> problems,
+        const GreedyOptions& options, Answers& answers)
+      : model_(model),
+        options_(options),
+        problems_(std::move(problems)),
+        answers_(answers),
+        state_(model.fresh_state(rows())),
+        next_(at::empty({rows(), static_cast<int64_t>(prompts[problems_[0]].size())}, at::kLong)) {
+    auto* to = next_.mutable_data_ptr<int64_t>();
+    for (int64_t row = 0; row < rows(); ++row) {
+      const auto& prompt = prompts[problem(row)];
+      to = std::copy(prompt.begin(), prompt.end(), to);
+    }
+    running_.assign(static_cast<std::size_t>(rows()), true);
+  }
+
+  void run() {
+    for (int64_t step = 1; step <= options_.bound; ++step) {
+      const auto hidden = model_.hidden(next_, &state_);
+      const auto last = hidden.narrow(1, hidden.size(1) - 1, 1).contiguous();  // [R, 1, D]
+      const auto picks = pick(model_.logits(last).flatten(0, 1));
+      next_ = picks.tokens.unsqueeze(1);
+      take(picks);
+      if (step == options_.bound || !shrink()) break;
+    }
+    for (int64_t row = 0; row < rows(); ++row) finish(row);
+  }
+
+ private:
+  int64_t width() const { return static_cast<int64_t>(problems_.size()); }
+  int64_t rows() const { return model_.stack() * width(); }
+  std::size_t problem(int64_t row) const { return problems_[static_cast<std::size_t>(row % width())]; }
+  Answer& answer(int64_t row) { return answers_[static_cast<std::size_t>(row / width())][problem(row)]; }
+
+  // Until then mean_log_probability is the sum.
+  void finish(int64_t row) {
+    if (!running_[static_cast<std::size_t>(row)]) return;
+    running_[static_cast<std::size_t>(row)] = false;
+    auto& a = answer(row);
+    const auto count = a.tokens.size() + (a.ended ? 1 : 0);
+    if (count > 0) a.mean_log_probability /= static_cast<double>(count);
+  }
+
+  void take(const Picks& picks) {
+    const auto* const token = picks.tokens.const_data_ptr<int64_t>();
+    const auto* const log_probability = picks.log_probability.const_data_ptr<float>();
+    for (int64_t row = 0; row < rows(); ++row) {
+      if (!running_[static_cast<std::size_t>(row)]) continue;
+      auto& a = answer(row);
+      a.mean_log_probability += static_cast<double>(log_probability[row]);
+      a.ended = token[row] == options_.end;
+      if (a.ended) {
+        finish(row);
+      } else {
+        a.tokens.push_back(static_cast<std::int32_t>(token[row]));
+      }
+    }
+  }
+
+  bool any_running(int64_t column) const {
+    for (int64_t row = column; row < rows(); row += width())
+      if (running_[static_cast<std::size_t>(row)]) return true;
+    return false;
+  }
+
+  // Leaves finished problems behind once they are a quarter of the batch: each time the caches are copied.
+  // The widths come from the first one alone (some finished problems may stay on as ballast), because matrix
+  // libraries prepare a kernel for every shape they meet. False where nothing runs any more.
+  bool shrink() {
+    std::vector<int64_t> order(problems_.size());
+    std::iota(order.begin(), order.end(), 0);
+    const auto first_finished = std::stable_partition(order.begin(), order.end(),
+                                                      [&](int64_t column) { return any_running(column); });
+    const int64_t running = first_finished - order.begin();
+    const auto narrower = [](int64_t w) { return (3 * w + 3) / 4; };
+    int64_t kept = width();
+    while (narrower(kept) < kept && running <= narrower(kept)) kept = narrower(kept);
+    if (running == 0 || kept == width()) return running > 0;
+
+    order.resize(static_cast<std::size_t>(kept));
+    std::sort(order.begin(), order.end());
+    std::vector<int64_t> chosen;
+    for (int64_t k = 0; k < model_.stack(); ++k)
+      for (const auto column : order) chosen.push_back(k * width() + column);
+    std::vector<std::size_t> problems;
+    for (const auto column : order) problems.push_back(problems_[static_cast<std::size_t>(column)]);
+    std::vector<bool> still_running;
+    for (const auto row : chosen) still_running.push_back(running_[static_cast<std::size_t>(row)]);
+    state_ = state_.select(chosen);
+    next_ = next_.index_select(0, at::tensor(chosen, at::kLong));
+    problems_ = std::move(problems);
+    running_ = std::move(still_running);
+    return true;
+  }
+
+  const model::LanguageModel& model_;
+  const GreedyOptions& options_;
+  std::vector<std::size_t> problems_;  // W
+  Answers& answers_;
+  model::StreamState state_;
+  at::Tensor next_;            // [R, L]: the tokens to read next
+  std::vector<bool> running_;  // R: answers that have not ended
+};
+
+}  // namespace
+
+std::vector<std::vector<Answer>> greedy_answers(const model::LanguageModel& model,
+                                                std::span<const std::vector<std::int32_t>> prompts,
+                                                const GreedyOptions& options) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::vector<Answer>> answers(static_cast<std::size_t>(model.stack()),
+                                           std::vector<Answer>(prompts.size()));
+  std::vector<std::size_t> order(prompts.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::stable_sort(order, {}, [&](std::size_t i) { return prompts[i].size(); });
+  const auto length = [&](std::size_t i) { return prompts[order[i]].size(); };
+  if (!order.empty() && length(0) == 0) {
+    fail_request("empty prompt", "prompt " + std::to_string(order[0]), "give at least one token");
+  }
+  const auto most = static_cast<std::size_t>(std::max<int64_t>(1, options.batch));
+  for (std::size_t begin = 0, end = 0; begin < order.size(); begin = end) {
+    while (end < order.size() && end - begin < most && length(end) == length(begin)) ++end;
+    const auto first = order.begin() + static_cast<std::ptrdiff_t>(begin);
+    Batch(model, prompts, {first, first + static_cast<std::ptrdiff_t>(end - begin)}, options, answers).run();
+  }
+  return answers;
+}
+
+}  // namespace megalodon::generate
