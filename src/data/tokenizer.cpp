@@ -1,7 +1,6 @@
 #include "data/tokenizer.h"
 
 #include <algorithm>
-#include <array>
 #include <system_error>
 
 #include "base/error.h"
@@ -46,6 +45,37 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path)
 bool is_own_json(const std::filesystem::path& path) {
   const Json json = parse_json(read_file(path), path.string());
   return json.is_object() && json.contains("type");
+}
+
+std::unique_ptr<Tokenizer> parse_characters(const Json& json, std::string_view where) {
+  const auto characters = json_member<std::string>(json, "characters", where);
+  if (characters.empty()) {
+    fail_request("a character tokenizer without characters", where,
+                 "restore the file as this program wrote it");
+  }
+  std::u32string code_points;
+  for (std::size_t position = 0; position < characters.size();) {
+    const Utf8Step step = utf8_step(characters, position);  // parse_json let only UTF-8 through
+    position += step.length;
+    if (!code_points.empty() && step.code_point <= code_points.back()) {
+      fail_request("\"characters\" are not in ascending order", where,
+                   "restore the file as this program wrote it");
+    }
+    code_points.push_back(step.code_point);
+  }
+  return make_character_tokenizer(std::move(code_points));
+}
+
+std::unique_ptr<Tokenizer> parse_symbols(const Json& json, std::string_view where) {
+  const auto member = json.find("symbols");
+  const bool is_list = member != json.end() && member->is_array() &&
+                       std::ranges::all_of(*member, [](const Json& symbol) { return symbol.is_string(); });
+  if (!is_list) fail_request("\"symbols\" is no list of strings", where, "write [\"0\", \"1\", ...]");
+  try {
+    return make_symbol_tokenizer(member->get<std::vector<std::string>>());
+  } catch (const Error& error) {
+    fail_request("bad \"symbols\"", where, error.what());
+  }
 }
 
 }  // namespace
@@ -146,32 +176,20 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, std::stri
                  "use one that it wrote, or give SentencePiece's tokenizer.model");
   }
   const auto type = json_member<std::string>(json, "type", where);
-  constexpr std::array<std::string_view, 2> members{"type", "characters"};
+  if (type != "byte" && type != "character" && type != "symbols") {
+    fail_request("unknown tokenizer type \"" + type + "\"", where,
+                 "use \"byte\", \"character\" or \"symbols\"");
+  }
+  const std::string_view vocabulary = type == "byte"        ? "type"
+                                      : type == "character" ? "characters"
+                                                            : "symbols";
   for (const auto& [key, value] : json.items()) {
-    if (std::ranges::find(members, key) == members.end() || (type == "byte" && key != "type")) {
+    if (key != "type" && key != vocabulary) {
       fail_request("unknown member \"" + key + "\" of a " + type + " tokenizer", where, "remove it");
     }
   }
   if (type == "byte") return make_byte_tokenizer();
-  if (type != "character") {
-    fail_request("unknown tokenizer type \"" + type + "\"", where, "use \"byte\" or \"character\"");
-  }
-  const auto characters = json_member<std::string>(json, "characters", where);
-  if (characters.empty()) {
-    fail_request("a character tokenizer without characters", where,
-                 "restore the file as this program wrote it");
-  }
-  std::u32string code_points;
-  for (std::size_t position = 0; position < characters.size();) {
-    const Utf8Step step = utf8_step(characters, position);  // parse_json let only UTF-8 through
-    position += step.length;
-    if (!code_points.empty() && step.code_point <= code_points.back()) {
-      fail_request("\"characters\" are not in ascending order", where,
-                   "restore the file as this program wrote it");
-    }
-    code_points.push_back(step.code_point);
-  }
-  return make_character_tokenizer(std::move(code_points));
+  return type == "character" ? parse_characters(json, where) : parse_symbols(json, where);
 }
 
 }  // namespace megalodon::data

@@ -9,9 +9,10 @@
 
 namespace megalodon::data {
 
-// Text to token ids 0 .. vocabulary_size() - 1 and back. Three kinds:
+// Text to token ids 0 .. vocabulary_size() - 1 and back. Four kinds:
 //   byte           the 256 bytes; no special ids
 //   character      the code points of a training text, an id for unknown ones, one for the end of a document
+//   symbols        given strings, the longest that fits first, and ids for unknown characters and both ends
 //   sentencepiece  a tokenizer.model of SentencePiece (Kudo & Richardson, 2018)
 // Const members may be called from several threads at once.
 class Tokenizer {
@@ -25,7 +26,7 @@ class Tokenizer {
   virtual std::int32_t beginning_of_sequence() const { return -1; }
   // The same for tokenizers that encode alike; shards and models record it.
   virtual std::uint64_t fingerprint() const = 0;
-  // Writes tokenizer.json (byte, character) or tokenizer.model (sentencepiece) into `folder`.
+  // Writes tokenizer.json (byte, character, symbols) or tokenizer.model (sentencepiece) into `folder`.
   virtual void save(const std::filesystem::path& folder) const = 0;
 
   // No special ids are added, and none is read out of the text.
@@ -49,7 +50,8 @@ class Tokenizer {
 };
 
 // Encodes text that arrives in pieces, cut anywhere: the ids are those of the whole. Holds back what the
-// next piece may change: an unfinished character, and for SentencePiece the text since the last word began.
+// next piece may change: an unfinished character, what may be the beginning of a longer symbol, and for
+// SentencePiece the text since the last word began.
 class StreamEncoder {
  public:
   explicit StreamEncoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
@@ -86,6 +88,12 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer();
 inline constexpr std::int32_t kCharacterUnknown = 0, kCharacterEndOfDocument = 1, kCharacterFirst = 2;
 std::unique_ptr<Tokenizer> make_character_tokenizer(std::u32string characters);
 
+// Ids: 0 beginning of a sequence, 1 end of a document, 2 unknown character, then `symbols` as they come from
+// 3 on. Request errors: a symbol that is empty, given twice, longer than 64 bytes or not UTF-8.
+inline constexpr std::int32_t kSymbolBeginning = 0, kSymbolEndOfDocument = 1, kSymbolUnknown = 2,
+                              kSymbolFirst = 3;
+std::unique_ptr<Tokenizer> make_symbol_tokenizer(std::vector<std::string> symbols);
+
 // Collects the code points of a training text given in pieces, cut anywhere.
 class CharacterCollector {
  public:
@@ -101,7 +109,8 @@ class CharacterCollector {
 // `path`: a folder with tokenizer.json of this program or tokenizer.model, or one of these files.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path);
 
-// {"type": "byte"} or {"type": "character", "characters": "..."}; request errors name `where`.
+// {"type": "byte"}, {"type": "character", "characters": "..."} or {"type": "symbols", "symbols": ["...",
+// ...]}; request errors name `where`.
 std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, std::string_view where);
 // The bytes of a tokenizer.model. Without MEGALODON_SENTENCEPIECE in the build, a request error.
 std::unique_ptr<Tokenizer> parse_sentencepiece(std::string_view bytes, std::string_view where);

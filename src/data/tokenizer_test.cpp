@@ -101,6 +101,63 @@ TEST(CharacterTokenizer, CollectsFromTextCutAnywhere) {
   EXPECT_EQ(whole.characters(), pieces.characters());
 }
 
+TEST(SymbolTokenizer, TakesTheLongestSymbol) {
+  const auto tokenizer = make_symbol_tokenizer({"1", "12", "1234", ">", "\xC3\xA9", "\xC3\xA9>"});
+  EXPECT_EQ(tokenizer->vocabulary_size(), 9);
+  EXPECT_EQ(tokenizer->beginning_of_sequence(), 0);
+  EXPECT_EQ(tokenizer->end_of_document(), 1);
+  EXPECT_EQ(tokenizer->encode("112>1234123"), (std::vector<std::int32_t>{3, 4, 6, 5, 4, kSymbolUnknown}));
+  EXPECT_EQ(tokenizer->encode("\xC3\xA9\xC3\xA9>\xC3\xA8\xC3"),
+            (std::vector<std::int32_t>{7, 8, kSymbolUnknown, kSymbolUnknown}));
+  EXPECT_EQ(tokenizer->decode(std::vector{0, 3, 6, 2, 1}), "1>\xEF\xBF\xBD");
+  EXPECT_ERROR(tokenizer->decode(std::vector{9}), "token id 9 is outside the vocabulary of 9");
+}
+
+TEST(SymbolTokenizer, HoldsBackWhatALongerSymbolMayTake) {
+  const auto tokenizer = make_symbol_tokenizer({"1", "12", "1234", ">", "ab"});
+  EXPECT_EQ(tokenizer->separable_prefix("1>"), 2u);
+  EXPECT_EQ(tokenizer->separable_prefix(">1"), 1u);
+  EXPECT_EQ(tokenizer->separable_prefix("1212"), 2u);
+  EXPECT_EQ(tokenizer->separable_prefix("123"), 0u);
+  EXPECT_EQ(tokenizer->separable_prefix("1234"), 4u);  // nothing is longer
+  EXPECT_EQ(tokenizer->separable_prefix("a"), 0u);     // unknown alone, but "ab" may come
+  EXPECT_EQ(tokenizer->separable_prefix("?"), 1u);
+  EXPECT_EQ(tokenizer->separable_prefix("?\xC3"), 1u);
+}
+
+TEST(SymbolTokenizer, StreamsAsTheWhole) {
+  std::mt19937_64 random(7);
+  for (int i = 0; i < 300; ++i) {
+    const auto word = [&](std::size_t longest) {
+      std::string text;
+      for (std::size_t n = random() % longest + 1; n > 0; --n)
+        text += std::vector<std::string>{"a", "b", "\xC3\xA9", "\xE2\x82\xAC"}[random() % 4];
+      return text;
+    };
+    std::vector<std::string> symbols;
+    for (std::size_t n = random() % 8 + 1; n > 0; --n) symbols.push_back(word(4));
+    std::ranges::sort(symbols);
+    symbols.erase(std::ranges::unique(symbols).begin(), symbols.end());
+    const auto tokenizer = make_symbol_tokenizer(symbols);
+    for (const std::string& text : {word(40), random_bytes(random, 30), word(9) + random_bytes(random, 3)}) {
+      const auto ids = tokenizer->encode(text);
+      EXPECT_EQ(encode_in_pieces(*tokenizer, text, random, 4), ids);
+      expect_streams(*tokenizer, ids);
+    }
+    for (std::size_t k = 0; k < symbols.size(); ++k) {
+      EXPECT_EQ(tokenizer->encode(symbols[k]), std::vector{kSymbolFirst + static_cast<std::int32_t>(k)});
+    }
+  }
+}
+
+TEST(SymbolTokenizer, RefusesWhatIsNoSymbol) {
+  EXPECT_ERROR(make_symbol_tokenizer({}), "without symbols");
+  EXPECT_ERROR(make_symbol_tokenizer({"a", ""}), "symbol 1 is empty");
+  EXPECT_ERROR(make_symbol_tokenizer({"a", "b", "a"}), "symbol \"a\" is given twice");
+  EXPECT_ERROR(make_symbol_tokenizer({std::string(65, 'a')}), "longer than 64 bytes");
+  EXPECT_ERROR(make_symbol_tokenizer({"a\xC3"}), "symbol 0 is not UTF-8");
+}
+
 TEST(StreamDecoder, HoldsBackUnfinishedCharacters) {
   const auto tokenizer = make_byte_tokenizer();
   StreamDecoder decoder(*tokenizer);
@@ -121,8 +178,11 @@ TEST(TokenizerFile, SavesAndLoads) {
   const TestFolder folder;
   std::mt19937_64 random(4);
   const std::string text = "\"quotes\", \\ and \t\n" + std::string(1, '\0') + random_text(random, 20);
-  for (const bool byte : {true, false}) {
-    const auto tokenizer = byte ? make_byte_tokenizer() : characters_of(text);
+  std::vector<std::unique_ptr<Tokenizer>> tokenizers;
+  tokenizers.push_back(make_byte_tokenizer());
+  tokenizers.push_back(characters_of(text));
+  tokenizers.push_back(make_symbol_tokenizer({"\"", "\\", "na", "n", "\xC3\xA9"}));
+  for (const auto& tokenizer : tokenizers) {
     tokenizer->save(folder.path());
     for (const auto& path : {folder.path(), folder.path() / "tokenizer.json"}) {
       const auto loaded = load_tokenizer(path);
@@ -133,6 +193,10 @@ TEST(TokenizerFile, SavesAndLoads) {
     }
   }
   EXPECT_NE(characters_of("ab")->fingerprint(), characters_of("abc")->fingerprint());
+  EXPECT_NE(make_symbol_tokenizer({"a", "bc"})->fingerprint(),
+            make_symbol_tokenizer({"ab", "c"})->fingerprint());
+  EXPECT_NE(make_symbol_tokenizer({"a", "b"})->fingerprint(),
+            make_symbol_tokenizer({"b", "a"})->fingerprint());
   EXPECT_NE(characters_of("ab")->fingerprint(), make_byte_tokenizer()->fingerprint());
 }
 
@@ -152,6 +216,15 @@ TEST(TokenizerFile, RefusesWhatItIsNot) {
   refused("{\"type\": \"character\", \"characters\": \"aa\"}", "not in ascending order");
   refused("{\"type\": \"character\", \"characters\": \"a\", \"size\": 2}", "unknown member \"size\"");
   refused("{\"type\": \"byte\", \"characters\": \"a\"}", "unknown member \"characters\"");
+
+  refused("{\"type\": \"byte\", \"symbols\": [\"a\"]}", "unknown member \"symbols\"");
+  refused("{\"type\": \"symbols\"}", "\"symbols\" is no list of strings");
+  refused("{\"type\": \"symbols\", \"symbols\": \"ab\"}", "\"symbols\" is no list of strings");
+  refused("{\"type\": \"symbols\", \"symbols\": [\"a\", 1]}", "\"symbols\" is no list of strings");
+  refused("{\"type\": \"symbols\", \"symbols\": []}", "without symbols");
+  refused("{\"type\": \"symbols\", \"symbols\": [\"a\", \"a\"]}", "given twice");
+  refused("{\"type\": \"symbols\", \"symbols\": [\"a\"], \"characters\": \"a\"}",
+          "unknown member \"characters\"");
 
   const std::string whole = "{\"type\":\"character\",\"characters\":\"ab\xC3\xA9\"}";
   for (std::size_t length = 0; length < whole.size(); ++length) {

@@ -32,6 +32,8 @@ class Task {
   virtual ~Task() = default;
 
   virtual std::string_view name() const = 0;
+  // What rows of its problems are called: both mazes are "maze".
+  virtual std::string_view row_name() const { return name(); }
   // The tokens that prompts and targets are made of: characters, and for mazes the numbers 1 .. 99.
   virtual const std::vector<std::string>& symbols() const = 0;
 
