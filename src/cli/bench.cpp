@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "base/system.h"
 #include "cli/command.h"
+#include "generate/greedy.h"
 #include "model/streaming.h"
 #include "ops/attention/attention.h"
 #include "ops/cema/cema.h"
@@ -21,7 +22,7 @@ namespace {
 
 struct Options {
   std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16";
-  int64_t batch = 4, context = 2048, repeats = 5;
+  int64_t batch = 4, context = 2048, prompt = 36, fresh = 18, repeats = 5;
   bool json = false;
   at::ScalarType type() const { return compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat; }
 };
@@ -90,9 +91,18 @@ model::ModelConfig preset(const std::string& name) {
   const std::string llama =
       "type = \"llama\"\nnum_hidden_layers = 6\nhidden_size = 384\nintermediate_size = "
       "1104\nnum_attention_heads = 6\n";
-  const auto text = name == "11M" ? small : name == "11M-llama" ? llama : "preset = \"" + name + "\"\n";
+  // The baseline that learns to solve problems (arXiv 2502.01612): its vocabulary is characters.
+  const std::string nope =
+      "type = \"llama\"\nnum_hidden_layers = 6\nhidden_size = 384\nintermediate_size = "
+      "1536\nnum_attention_heads = 6\nposition_embedding = \"none\"\n";
+  const auto text = name == "11M"         ? small
+                    : name == "11M-llama" ? llama
+                    : name == "14M-nope"  ? nope
+                                          : "preset = \"" + name + "\"\n";
   auto config = Config::from_text("[model]\n" + text, "--preset");
-  const auto result = model::read_model_config(config, name.starts_with("11M") ? 256 : 32000);
+  const auto result = model::read_model_config(config, name.starts_with("11M") ? 256
+                                                       : name == "14M-nope"    ? 102
+                                                                               : 32000);
   config.finish();
   return result;
 }
@@ -141,16 +151,47 @@ void bench_train(const Options& o) {
              {"peak_resident_bytes", peak_resident_bytes()}}});
 }
 
-void bench_decode(const Options& o) {
-  const at::NoGradGuard no_grad;
-  const auto model = model::make_model(preset(o.preset), 1);
+// With its matrices in the compute type, as a model that only answers is loaded.
+std::unique_ptr<model::LanguageModel> inference_model(const Options& o) {
+  auto model = model::make_model(preset(o.preset), 1);
   model->set_compute_type(o.type());
-  double bytes = 0;
   for (const auto& parameter : model->parameters()) {
     auto value = parameter.value;
     value.set_requires_grad(false);
     if (parameter.is_matrix) value.set_data(value.to(o.type()));
-    if (parameter.name.find("embed") == std::string::npos) bytes += static_cast<double>(value.nbytes());
+  }
+  return model;
+}
+
+void bench_generate(const Options& o) {
+  const auto model = inference_model(o);
+  const auto ids = at::randint(model::vocab_size(model->config()), {o.batch, o.prompt}, at::kInt);
+  std::vector<std::vector<int32_t>> prompts;
+  for (int64_t i = 0; i < o.batch; ++i) {
+    const auto* const first = ids.const_data_ptr<int32_t>() + i * o.prompt;
+    prompts.emplace_back(first, first + o.prompt);
+  }
+  const generate::GreedyOptions greedy{.end = -1, .bound = o.fresh, .batch = o.batch};
+  const double seconds =
+      median_seconds(o.repeats, [&] { generate::greedy_answers(*model, prompts, greedy); });
+  const auto answers = static_cast<double>(o.batch);
+  print(o, {"generate " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x (" +
+                std::to_string(o.prompt) + " + " + std::to_string(o.fresh) + ")",
+            seconds,
+            forward_operations(*model, o.prompt + o.fresh - 1) * answers,
+            gemm_rate(o.type()),
+            "FLOP",
+            {{"answers_per_second", answers / seconds},
+             {"tokens_per_second", answers * static_cast<double>(o.fresh) / seconds}}});
+}
+
+void bench_decode(const Options& o) {
+  const at::NoGradGuard no_grad;
+  const auto model = inference_model(o);
+  double bytes = 0;
+  for (const auto& parameter : model->parameters()) {
+    if (parameter.name.find("embed") == std::string::npos)
+      bytes += static_cast<double>(parameter.value.nbytes());
   }
   auto state = model->fresh_state(o.batch);
   const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, at::kLong);
@@ -210,6 +251,7 @@ int run(const Options& o) {
   at::manual_seed(1);
   if (o.what == "train") bench_train(o);
   if (o.what == "decode") bench_decode(o);
+  if (o.what == "generate") bench_generate(o);
   if (o.what == "ops") bench_operators(o);
   return 0;
 }
@@ -220,14 +262,21 @@ void add_bench(CLI::App& program, Run& chosen) {
   auto* command =
       program.add_subcommand("bench", "Time operators, training or decoding beside the measured ceiling");
   auto o = std::make_shared<Options>();
-  command->add_option("WHAT", o->what, "ops, train or decode")
+  command->add_option("WHAT", o->what, "ops, train, decode (one token a call) or generate (greedy answers)")
       ->required()
-      ->check(CLI::IsMember({"ops", "train", "decode"}));
-  command->add_option("--preset", o->preset, "11M, 11M-llama, 200M, 1.3B, 1.3B-pg19, 7B or 7B-swiglu")
-      ->check(CLI::IsMember({"11M", "11M-llama", "200M", "1.3B", "1.3B-pg19", "7B", "7B-swiglu"}))
+      ->check(CLI::IsMember({"ops", "train", "decode", "generate"}));
+  command
+      ->add_option("--preset", o->preset, "11M, 11M-llama, 14M-nope, 200M, 1.3B, 1.3B-pg19, 7B or 7B-swiglu")
+      ->check(CLI::IsMember({"11M", "11M-llama", "14M-nope", "200M", "1.3B", "1.3B-pg19", "7B", "7B-swiglu"}))
       ->capture_default_str();
   command->add_option("--batch", o->batch, "sequences")->check(CLI::PositiveNumber)->capture_default_str();
   command->add_option("--context", o->context, "tokens a sequence; decode: tokens read before")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--prompt", o->prompt, "generate: tokens of a prompt")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--new", o->fresh, "generate: tokens of an answer")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--repeats", o->repeats, "timings, of which the median counts")

@@ -39,6 +39,14 @@ TEST(ModelConfig, PresetsHaveThePapersSizes) {
   EXPECT_NEAR(static_cast<double>(parameters("1.3B-pg19")) / 1e9, 1.328, 5e-4);
 }
 
+TEST(ModelConfig, TheBaselineThatTeachesItselfHasItsSize) {  // arXiv 2502.01612
+  const auto config = read(
+      "[model]\ntype=\"llama\"\nnum_hidden_layers=6\nhidden_size=384\nintermediate_size=1536\n"
+      "num_attention_heads=6\nposition_embedding=\"none\"\n",
+      102);
+  EXPECT_EQ(make_model(config, 0, false)->parameter_count(), 14239104);
+}
+
 TEST(ModelConfig, JsonRoundTrips) {
   const auto config = read(std::string(kSmall) + "swiglu=true\nrope_base=1e5\n");
   const auto again = from_json(to_json(config), "config.json");
