@@ -19,6 +19,7 @@ void add_generate(CLI::App& program, Run& chosen);
 void add_eval(CLI::App& program, Run& chosen);
 void add_info(CLI::App& program, Run& chosen);
 void add_data(CLI::App& program, Run& chosen);
+void add_task(CLI::App& program, Run& chosen);
 void add_report(CLI::App& program, Run& chosen);
 void add_bench(CLI::App& program, Run& chosen);
 

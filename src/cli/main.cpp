@@ -28,6 +28,7 @@ int run(int argc, char** argv) {
   megalodon::cli::add_eval(program, chosen);
   megalodon::cli::add_info(program, chosen);
   megalodon::cli::add_data(program, chosen);
+  megalodon::cli::add_task(program, chosen);
   megalodon::cli::add_report(program, chosen);
   megalodon::cli::add_bench(program, chosen);
   try {

@@ -185,7 +185,8 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, std::stri
                                                             : "symbols";
   for (const auto& [key, value] : json.items()) {
     if (key != "type" && key != vocabulary) {
-      fail_request("unknown member \"" + key + "\" of a " + type + " tokenizer", where, "remove it");
+      std::string what("unknown member \"");
+      fail_request(what.append(key).append("\" of a ").append(type).append(" tokenizer"), where, "remove it");
     }
   }
   if (type == "byte") return make_byte_tokenizer();

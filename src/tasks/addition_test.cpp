@@ -50,7 +50,9 @@ TEST(Addition, AgreesWithColumns) {
       EXPECT_EQ(static_cast<std::int64_t>(a.size()), d.first);
       EXPECT_EQ(static_cast<std::int64_t>(b.size()), d.second);
       const bool is_reversed = name == "reverse_add";
-      EXPECT_EQ(problem.prompt, (is_reversed ? backwards(a) + "+" + backwards(b) : a + "+" + b) + "=");
+      std::string prompt = is_reversed ? backwards(a) : a;
+      prompt.append("+").append(is_reversed ? backwards(b) : b).append("=");
+      EXPECT_EQ(problem.prompt, prompt);
       std::string expected = is_reversed ? backwards(padded) : padded;
       if (name == "forward_add" && padded[0] == '0') expected = padded.substr(1);
       EXPECT_EQ(problem.target, expected);
@@ -111,8 +113,8 @@ TEST(Addition, GrowsByADigitARound) {
   EXPECT_EQ(texts(task, task.rung(10, 1)), Texts{"11"});
   EXPECT_EQ(texts(task, task.rung(10, 90)), Texts{"100"});
   EXPECT_EQ(task.base_weight(16), 16);
-  EXPECT_ERROR(task.rung(10, 0), "rounds from 1");
-  EXPECT_ERROR(task.rung(0, 1), "bases go from 1 to 1000");
+  EXPECT_ERROR(task.rung(10, 0), "for round 0 (round): use rounds from 1 on");
+  EXPECT_ERROR(task.rung(0, 1), "no base of forward_add: 0 (base): use 1 to 1000");
   EXPECT_ERROR(task.rung(10, 991), "at most 1000 digits");
 }
 

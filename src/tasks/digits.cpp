@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "tasks/task.h"
 
 namespace megalodon::tasks {
 namespace {
@@ -126,16 +125,9 @@ void fail_prompt(std::string_view what, std::string_view prompt, std::string_vie
   fail_request(what, "prompt \"" + shortened(prompt) + "\"", format);
 }
 
-void check_rung(const Task& task, std::int64_t base, std::int64_t round) {
-  if (base >= task.smallest_base() && base <= task.largest_base() && round >= 1) return;
-  fail_request("base " + std::to_string(base) + ", round " + std::to_string(round), task.name(),
-               "bases go from " + std::to_string(task.smallest_base()) + " to " +
-                   std::to_string(task.largest_base()) + ", rounds from 1");
-}
-
 void fail_rung(std::string_view task, std::int64_t round, std::string_view range) {
-  fail_request("round " + std::to_string(round) + " goes beyond the hardest problems", task,
-               "use fewer rounds: " + std::string(range));
+  fail_request("no problems of " + std::string(task) + " for round " + std::to_string(round), "round",
+               "use rounds from 1 on; " + std::string(range));
 }
 
 }  // namespace megalodon::tasks

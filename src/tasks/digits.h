@@ -41,10 +41,7 @@ std::vector<std::string> digits_and(std::string_view signs);
 [[noreturn]] void fail_difficulty(std::string_view task, std::string_view text, std::string_view range);
 // A request error for what cannot be a prompt; `format` says what can.
 [[noreturn]] void fail_prompt(std::string_view what, std::string_view prompt, std::string_view format);
-// A request error unless base is in the range of the task and round >= 1.
-class Task;
-void check_rung(const Task& task, std::int64_t base, std::int64_t round);
-// A request error where a round goes beyond the hardest difficulty of a task.
+// A request error for a round that is none, or goes beyond the hardest difficulty of a task.
 [[noreturn]] void fail_rung(std::string_view task, std::int64_t round, std::string_view range);
 
 }  // namespace megalodon::tasks

@@ -264,8 +264,8 @@ class Mazes final : public Task {
     return growth_ == Growth::hops ? 1 : static_cast<double>(base - smallest_base() + 1);
   }
   std::vector<Difficulty> rung(std::int64_t base, std::int64_t round) const override {
-    check_rung(*this, base, round);
-    if (round > (largest_base() - base) / levels_a_round()) {
+    check_base(*this, base);
+    if (round < 1 || round > (largest_base() - base) / levels_a_round()) {
       fail_rung(name_, round,
                 growth_ == Growth::hops ? "mazes of 30 nodes have at most 29 hops"
                                         : "mazes have at most 99 nodes, and a round adds three");
@@ -305,7 +305,7 @@ class Mazes final : public Task {
       before = '-';
     }
     problem.prompt += '=';
-    labels.resize(static_cast<std::size_t>(hops + 1));
+    labels.resize(static_cast<std::size_t>(hops) + 1);
     problem.target = path_text(labels);
     return problem;
   }

@@ -195,7 +195,7 @@ TEST(Maze, GrowsInHopsOrNodes) {
   EXPECT_EQ(texts(nodes, nodes.rung(30, 1)), (Texts{"31", "32", "33"}));
   EXPECT_EQ(texts(nodes, nodes.rung(30, 23)), (Texts{"97", "98", "99"}));
   EXPECT_ERROR(nodes.rung(30, 24), "at most 99 nodes");
-  EXPECT_ERROR(nodes.rung(9, 1), "bases go from 10 to 99");
+  EXPECT_ERROR(nodes.rung(9, 1), "use 10 to 99");
 }
 
 }  // namespace

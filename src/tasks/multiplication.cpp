@@ -87,10 +87,10 @@ class Multiplication final : public Task {
 
   // The sides of a square of k x k: j x (k+1) and (k+1) x j for j = 1 .. k, then its corner.
   std::vector<Difficulty> rung(std::int64_t base, std::int64_t round) const override {
-    check_rung(*this, base, round);
+    check_base(*this, base);
     std::int64_t side = base + 1, j = round;
     for (; j > side && side <= kMostDigits; ++side) j -= side;
-    if (side > kMostDigits) {
+    if (round < 1 || side > kMostDigits) {
       fail_rung(name(), round, "factors have at most " + std::to_string(kMostDigits) + " digits");
     }
     if (j == side) return {{side, side}};

@@ -7,13 +7,13 @@
 namespace megalodon::tasks {
 namespace {
 
-// `text` around the byte `position`, of a length that a person reads.
+// `text` from a little before the byte `position`, of a length that a person reads.
 std::string around(std::string_view text, std::size_t position) {
   constexpr std::size_t before = 30, most = 80;
   if (text.size() <= most) return one_line(text);
-  const std::size_t begin = std::min(position - std::min(position, before), text.size() - most);
-  const std::size_t end = begin + most;
-  return (begin > 0 ? "..." : "") + one_line(text.substr(begin, most)) + (end < text.size() ? "..." : "");
+  const std::size_t begin = position - std::min(position, before);
+  const std::string_view part = text.substr(begin, most);
+  return (begin > 0 ? "..." : "") + one_line(part) + (begin + part.size() < text.size() ? "..." : "");
 }
 
 void compare(const std::string& member, const Json& expected, const Json& got,

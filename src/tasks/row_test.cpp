@@ -73,6 +73,12 @@ TEST(Row, DifferencesAreShownWhereTheyAre) {
   ASSERT_EQ(differences.size(), 1u);
   EXPECT_EQ(differences[0].expected, "..." + std::string(80, '1') + "...");
   EXPECT_EQ(differences[0].got, "..." + std::string(30, '1') + "2" + std::string(49, '1') + "...");
+
+  row["target"] = digits + "1";  // the ends differ
+  differences = check_row(row.dump(), "rows:1");
+  ASSERT_EQ(differences.size(), 1u);
+  EXPECT_EQ(differences[0].expected, "..." + std::string(30, '1') + "\"");
+  EXPECT_EQ(differences[0].got, "..." + std::string(31, '1') + "\"");
 }
 
 TEST(Row, NamesWhatIsMalformed) {

@@ -40,8 +40,8 @@ class Strings final : public Task {
   }
   double base_weight(std::int64_t base) const override { return static_cast<double>(base); }
   std::vector<Difficulty> rung(std::int64_t base, std::int64_t round) const override {
-    check_rung(*this, base, round);
-    if (round > kMostDigits - base) {
+    check_base(*this, base);
+    if (round < 1 || round > kMostDigits - base) {
       fail_rung(name_, round, "strings have at most " + std::to_string(kMostDigits) + " digits");
     }
     return {{base + round, 0}};

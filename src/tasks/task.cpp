@@ -52,6 +52,12 @@ std::vector<std::string_view> task_names() {
   return names;
 }
 
+void check_base(const Task& task, std::int64_t base) {
+  if (base >= task.smallest_base() && base <= task.largest_base()) return;
+  fail_request("no base of " + std::string(task.name()) + ": " + std::to_string(base), "base",
+               "use " + std::to_string(task.smallest_base()) + " to " + std::to_string(task.largest_base()));
+}
+
 // Sizes jump: two operands or strings of few digits have at most 900 problems, the next have 8,100. Of 900
 // the sixteenth is 56, too few to tell an accuracy of 0.99 from 0.98, and a model that never saw them lacks
 // what longer problems are made of; of 8,100 it is 506.

@@ -81,6 +81,8 @@ class Task {
 // hops), "maze_nodes" (grows in nodes). An unknown name is a request error that lists them.
 const Task& find_task(std::string_view name);
 std::vector<std::string_view> task_names();
+// A request error that names the range where `base` is outside the task's.
+void check_base(const Task& task, std::int64_t base);
 
 // Problems as functions of (seed, index). Those whose prompt falls in a fixed sixteenth by its hash are kept
 // for evaluation and never trained on; a difficulty of too few problems for that is not separable, and its
