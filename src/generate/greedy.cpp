@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -51,7 +52,7 @@ class Batch {
         options_(options),
         problems_(std::move(problems)),
         answers_(answers),
-        state_(model.fresh_state(rows())),
+        state_(model.fresh_state(rows(), static_cast<int64_t>(prompts[problems_[0]].size()) + options.bound)),
         next_(at::empty({rows(), static_cast<int64_t>(prompts[problems_[0]].size())}, at::kLong)) {
     auto* to = next_.mutable_data_ptr<int64_t>();
     for (int64_t row = 0; row < rows(); ++row) {
@@ -63,9 +64,7 @@ class Batch {
 
   void run() {
     for (int64_t step = 1; step <= options_.bound; ++step) {
-      const auto hidden = model_.hidden(next_, &state_);
-      const auto last = hidden.narrow(1, hidden.size(1) - 1, 1).contiguous();  // [R, 1, D]
-      const auto picks = pick(model_.logits(last).flatten(0, 1));
+      const auto picks = pick(model_.next_logits(next_, state_));
       next_ = picks.tokens.unsqueeze(1);
       take(picks);
       if (step == options_.bound || !shrink()) break;
@@ -114,18 +113,16 @@ class Batch {
   // The widths come from the first one alone (some finished problems may stay on as ballast), because matrix
   // libraries prepare a kernel for every shape they meet. False where nothing runs any more.
   bool shrink() {
-    std::vector<int64_t> order(problems_.size());
-    std::iota(order.begin(), order.end(), 0);
-    const auto first_finished = std::stable_partition(order.begin(), order.end(),
-                                                      [&](int64_t column) { return any_running(column); });
-    const int64_t running = first_finished - order.begin();
+    std::vector<int64_t> order, finished;
+    for (int64_t column = 0; column < width(); ++column)
+      (any_running(column) ? order : finished).push_back(column);
+    const auto running = static_cast<int64_t>(order.size());
     const auto narrower = [](int64_t w) { return (3 * w + 3) / 4; };
     int64_t kept = width();
     while (narrower(kept) < kept && running <= narrower(kept)) kept = narrower(kept);
     if (running == 0 || kept == width()) return running > 0;
 
-    order.resize(static_cast<std::size_t>(kept));
-    std::sort(order.begin(), order.end());
+    order.insert(order.end(), finished.begin(), finished.begin() + (kept - running));
     std::vector<int64_t> chosen;
     for (int64_t k = 0; k < model_.stack(); ++k)
       for (const auto column : order) chosen.push_back(k * width() + column);
@@ -159,7 +156,7 @@ std::vector<std::vector<Answer>> greedy_answers(const model::LanguageModel& mode
                                            std::vector<Answer>(prompts.size()));
   std::vector<std::size_t> order(prompts.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, {}, [&](std::size_t i) { return prompts[i].size(); });
+  std::ranges::sort(order, {}, [&](std::size_t i) { return std::pair(prompts[i].size(), i); });
   const auto length = [&](std::size_t i) { return prompts[order[i]].size(); };
   if (!order.empty() && length(0) == 0) {
     fail_request("empty prompt", "prompt " + std::to_string(order[0]), "give at least one token");

@@ -54,7 +54,7 @@ class Hashes : public model::LanguageModel {
   int64_t stack() const override { return static_cast<int64_t>(multipliers_.size()); }
   at::Tensor hidden(const at::Tensor& tokens, model::StreamState* state, model::DropoutKeys*) const override {
     const int64_t B = tokens.size(0), L = tokens.size(1);
-    auto fresh = fresh_state(B);
+    auto fresh = fresh_state(B, L);
     auto& hash = (state != nullptr ? *state : fresh).tensors.at("hash");  // [B]
     hash = hash.clone();
     auto h = at::empty({B, L, 1});
@@ -74,7 +74,7 @@ class Hashes : public model::LanguageModel {
     const auto distance = (hidden.remainder(kVocabulary) - at::arange(kVocabulary)).abs();
     return -distance * (1 + hidden / 1009);
   }
-  model::StreamState fresh_state(int64_t batch) const override {
+  model::StreamState fresh_state(int64_t batch, int64_t) const override {
     return {"hashes", at::zeros({batch}, at::kLong), {{"hash", at::zeros({batch}, at::kLong)}}};
   }
 

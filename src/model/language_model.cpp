@@ -21,6 +21,11 @@ int64_t LanguageModel::parameter_count() const {
   return count;
 }
 
+at::Tensor LanguageModel::next_logits(const at::Tensor& tokens, StreamState& state) const {
+  const auto all = hidden(tokens, &state);  // [B, L, D]
+  return logits(all.narrow(1, all.size(1) - 1, 1)).squeeze(1);
+}
+
 std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, uint64_t seed, bool initialise) {
   if (const auto* megalodon = std::get_if<MegalodonConfig>(&config)) {
     return std::make_unique<Megalodon>(*megalodon, seed, initialise);

@@ -55,7 +55,12 @@ class LanguageModel {
     return logits(hidden(tokens, state, dropout));
   }
 
-  virtual StreamState fresh_state(int64_t batch) const = 0;
+  // Logits [B, V] of the token after the last of each row, going on from the state: as forward() gives them
+  // for the last position, without the work for what only other positions' logits need.
+  virtual at::Tensor next_logits(const at::Tensor& tokens, StreamState& state) const;
+
+  // Room for `positions` where the state grows with the position: more is made when they are needed.
+  virtual StreamState fresh_state(int64_t batch, int64_t positions = 64) const = 0;
 
   // How a parameter is laid out in files, where that differs from memory (Llama's rotary pairs).
   virtual at::Tensor to_file(const Parameter& parameter) const { return parameter.value; }

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "ops/dropout/dropout.h"
 
 namespace megalodon::model {
@@ -27,6 +29,23 @@ at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarTy
   return at::embedding(table.flatten(0, 1), tokens.unflatten(0, {K, -1}) + first).flatten(0, 1).to(type);
 }
 
+void store(const at::Tensor& ring, const at::Tensor& values, const at::Tensor& start) {
+  const int64_t B = values.size(0), L = values.size(1), C = ring.size(1), kept = std::min(L, C),
+                first = L - kept;
+  const auto last = values.narrow(1, first, kept);  // [B, kept, Hkv, d]
+  const auto* const from = start.const_data_ptr<int64_t>();
+  const int64_t slot = (from[0] + first) % C;
+  if (slot + kept <= C && std::all_of(from, from + B, [&](int64_t p) { return p == from[0]; })) {
+    ring.narrow(1, slot, kept).copy_(last);
+    return;
+  }
+  const auto row = at::arange(B, at::kLong).unsqueeze(1) * C;                              // [B, 1]
+  const auto slots = (start.unsqueeze(1) + at::arange(first, L, at::kLong)).remainder(C);  // [B, kept]
+  ring.view({B * C, -1})
+      .index_copy_(0, (row + slots).view(-1).to(ring.device()),
+                   last.to(ring.scalar_type()).reshape({B * kept, -1}));
+}
+
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   ops::AttentionOptions options, double dropout, const Place& place, int64_t layer) {
   if (place.dropout != nullptr && dropout > 0) {
@@ -38,16 +57,8 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   auto& ring_k = place.state->layer(layer, "k");  // [B, C, Hkv, dk], position p at slot p mod C
   auto& ring_v = place.state->layer(layer, "v");  // [B, C, Hkv, dv]
   const auto o = ops::attention(q, k, v, place.start, options, ops::AttentionCache{ring_k, ring_v});
-
-  // Of more than C positions the last C stay.
-  const int64_t B = k.size(0), L = k.size(1), C = ring_k.size(1), kept = std::min(L, C), first = L - kept;
-  const auto row = at::arange(B, at::kLong).unsqueeze(1) * C;                                   // [B, 1]
-  const auto slot = (place.start.unsqueeze(1) + at::arange(first, L, at::kLong)).remainder(C);  // [B, kept]
-  const auto index = (row + slot).view(-1).to(ring_k.device());
-  for (const auto& [ring, values] : {std::pair(ring_k, k), std::pair(ring_v, v)}) {
-    const auto last = values.narrow(1, first, kept).to(ring.scalar_type());
-    ring.view({B * C, -1}).index_copy_(0, index, last.reshape({B * kept, -1}));
-  }
+  store(ring_k, k, place.start);
+  store(ring_v, v, place.start);
   return o.flatten(2);
 }
 

@@ -20,10 +20,14 @@ at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarTy
 
 // Where a call stands in its streams.
 struct Place {
-  at::Tensor start;              // [B] int64: the position of the first token of each row
+  at::Tensor start;              // [B] int64 on the CPU: the position of the first token of each row
   StreamState* state = nullptr;  // none: every row starts fresh
   DropoutKeys* dropout = nullptr;
 };
+
+// Writes keys or values [B, L, Hkv, d] of positions start[b] .. into `ring` [B, C, Hkv, d], position p at
+// slot p mod C; of more than C positions the last C stay.
+void store(const at::Tensor& ring, const at::Tensor& values, const at::Tensor& start);
 
 // ops::attention of queries [B, L, H, dk], keys [B, L, Hkv, dk] and values [B, L, Hkv, dv] of a call at
 // `place`: with dropout on the weights where there are keys to drop by, and where there is a state over the

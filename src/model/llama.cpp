@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -22,6 +23,10 @@ at::Tensor matrix(ParameterMaker& make, const std::string& name, int64_t out, in
 // The operator scales by 1 + weight; Llama's files hold the whole factor.
 at::Tensor norm(const at::Tensor& x, const at::Tensor& factor, const LlamaConfig& c) {
   return ops::rms_norm(x, factor - 1, c.rms_norm_eps);
+}
+
+at::Tensor last(const at::Tensor& x) {  // of the positions, dimension 1
+  return x.narrow(1, x.size(1) - 1, 1).contiguous();
 }
 
 std::vector<LlamaBlock> make_blocks(ParameterMaker& make, const LlamaConfig& c) {
@@ -52,24 +57,33 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
   down = weight("mlp.down_proj", D, F);
 }
 
-at::Tensor LlamaBlock::operator()(const at::Tensor& x, const Place& place) const {
-  const auto h =
-      x + drop(project(attention(norm(x, input_norm, c), place), wo), c.dropout, place.dropout);  // [B, L, D]
-  const auto u = norm(h, post_norm, c);                                                           // [B, L, D]
-  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                              // [B, L, F]
+at::Tensor LlamaBlock::operator()(const at::Tensor& x, const Place& place, bool last_only) const {
+  const auto mixed = project(attention(norm(x, input_norm, c), place, last_only), wo);  // [B, L, D]
+  const auto h = (last_only ? last(x) : x) + drop(mixed, c.dropout, place.dropout);     // [B, L, D]
+  const auto u = norm(h, post_norm, c);                                                 // [B, L, D]
+  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                    // [B, L, F]
   return h + drop(project(hidden, down), c.dropout, place.dropout);
 }
 
-at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place) const {
-  const int64_t B = u.size(0), L = u.size(1), d = c.head_dim;
-  const auto heads = [&](const at::Tensor& weight) { return project(u, weight).view({B, L, -1, d}); };
-  auto q = heads(wq), k = heads(wk);  // [B, L, H, d], [B, L, Hkv, d]
-  const auto v = heads(wv);           // [B, L, Hkv, d]
-  if (c.position_embedding == "rope") {
-    q = ops::rope(q, place.start, 0, c.rope_theta);
-    k = ops::rope(k, place.start, 0, c.rope_theta);
+at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool last_only) const {
+  const int64_t d = c.head_dim;
+  const auto heads = [&](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& start,
+                         bool turned) {
+    const auto y = project(x, weight).view({x.size(0), x.size(1), -1, d});
+    return turned && c.position_embedding == "rope" ? ops::rope(y, start, 0, c.rope_theta) : y;
+  };
+  auto k = heads(u, wk, place.start, true), v = heads(u, wv, place.start, false);  // [B, L, Hkv, d]
+  auto here = place;
+  if (last_only) {  // the keys before the last join the state; the last query, key and value go on from there
+    const int64_t before = u.size(1) - 1;
+    store(place.state->layer(layer, "k"), k.narrow(1, 0, before), place.start);
+    store(place.state->layer(layer, "v"), v.narrow(1, 0, before), place.start);
+    here.start = place.start + before;
+    k = last(k);
+    v = last(v);
   }
-  return attend(q, k, v, {.scale = 1 / std::sqrt(static_cast<double>(d))}, c.attention_dropout, place, layer);
+  const auto q = heads(last_only ? last(u) : u, wq, here.start, true);  // [B, L, H, d]
+  return attend(q, k, v, {.scale = 1 / std::sqrt(static_cast<double>(d))}, c.attention_dropout, here, layer);
 }
 
 Llama::Llama(const LlamaConfig& config, const std::vector<uint64_t>& seeds, bool initialise)
@@ -88,33 +102,42 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
   adopt(make.take());
 }
 
-at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
+at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout,
+                         bool last_only) const {
   const int64_t B = tokens.size(0), L = tokens.size(1);
   const Place place{state != nullptr ? state->position : at::zeros({B}, at::kLong), state, dropout};
   if (state != nullptr) {  // room for all positions of this call
-    const auto needed = static_cast<uint64_t>(state->position.max().item<int64_t>() + L);
+    const int64_t needed = state->position.max().item<int64_t>() + L;
     for (auto& [name, tensor] : state->tensors) {
-      const int64_t missing = static_cast<int64_t>(std::bit_ceil(needed)) - tensor.size(1);
-      if (missing > 0) tensor = at::constant_pad_nd(tensor, {0, 0, 0, 0, 0, missing});
+      if (needed <= tensor.size(1)) continue;
+      const auto grown = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed)));
+      tensor = at::constant_pad_nd(tensor, {0, 0, 0, 0, 0, grown - tensor.size(1)});
     }
   }
   auto x = drop(embed(embedding_, tokens, compute_type()), c_.dropout, dropout);  // [B, L, D]
-  for (const auto& block : blocks_) x = block(x, place);
+  for (const auto& block : blocks_) x = block(x, place, last_only && block.layer + 1 == c_.num_hidden_layers);
   if (state != nullptr) state->position = state->position + L;
   return norm(x, final_norm_, c_);
+}
+
+at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
+  return hidden(tokens, state, dropout, false);
+}
+
+at::Tensor Llama::next_logits(const at::Tensor& tokens, StreamState& state) const {
+  return logits(hidden(tokens, &state, nullptr, true)).squeeze(1);
 }
 
 at::Tensor Llama::logits(const at::Tensor& hidden) const {
   return project(hidden, output_).to(at::kFloat);
 }
 
-StreamState Llama::fresh_state(int64_t batch) const {
-  constexpr int64_t kFirstCapacity = 64;
+StreamState Llama::fresh_state(int64_t batch, int64_t positions) const {
   StreamState state{fingerprint(config()), at::zeros({batch}, at::kLong), {}};
   for (int64_t i = 0; i < c_.num_hidden_layers; ++i) {
     for (const char* name : {".k", ".v"}) {
-      state.tensors[std::to_string(i) + name] =
-          at::zeros({batch, kFirstCapacity, c_.num_key_value_heads, c_.head_dim}, compute_type());
+      state.tensors[std::to_string(i) + name] = at::zeros(
+          {batch, std::max<int64_t>(positions, 1), c_.num_key_value_heads, c_.head_dim}, compute_type());
     }
   }
   return state;

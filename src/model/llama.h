@@ -12,15 +12,16 @@ struct LlamaBlock {
   at::Tensor gate, up, down;         // [F, D], [F, D], [D, F]
 
   LlamaBlock(const LlamaConfig& config, int64_t layer_index, ParameterMaker& make, const std::string& name);
-  at::Tensor operator()(const at::Tensor& x, const Place& place) const;  // [B, L, D] -> [B, L, D]
+  // [B, L, D] -> [B, L, D], or with `last_only`, which needs a state, the last position's [B, 1, D].
+  at::Tensor operator()(const at::Tensor& x, const Place& place, bool last_only = false) const;
 
  private:
-  at::Tensor attention(const at::Tensor& u, const Place& place) const;
+  at::Tensor attention(const at::Tensor& u, const Place& place, bool last_only) const;
 };
 
 // The Llama-style baseline: RMSNorm, SwiGLU, rotary or no positions, grouped-query attention. Its files are
 // those of Hugging Face's LlamaForCausalLM, names and layout: rotary pairs are adjacent in memory, halves
-// apart in files. The state holds all keys and values: it grows with the position, in powers of two.
+// apart in files. The state holds all keys and values: where they do not fit it grows to a power of two.
 class Llama : public LanguageModel {
  public:
   // One model for each seed.
@@ -29,13 +30,16 @@ class Llama : public LanguageModel {
   int64_t stack() const override { return stack_; }
   at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
   at::Tensor logits(const at::Tensor& hidden) const override;
-  StreamState fresh_state(int64_t batch) const override;
+  at::Tensor next_logits(const at::Tensor& tokens, StreamState& state) const override;
+  StreamState fresh_state(int64_t batch, int64_t positions) const override;
   at::Tensor to_file(const Parameter& parameter) const override;
   at::Tensor from_file(const Parameter& parameter, const at::Tensor& stored) const override;
 
  private:
   Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make);
   bool is_rotary(const Parameter& parameter) const;
+  // With `last_only` those of the last position alone.
+  at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout, bool last_only) const;
 
   const LlamaConfig c_;
   const int64_t stack_;

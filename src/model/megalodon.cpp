@@ -53,7 +53,7 @@ at::Tensor Megalodon::logits(const at::Tensor& hidden) const {
   return project(hidden, output_).to(at::kFloat);
 }
 
-StreamState Megalodon::fresh_state(int64_t batch) const {
+StreamState Megalodon::fresh_state(int64_t batch, int64_t /*positions*/) const {
   StreamState state{fingerprint(config()), at::zeros({batch}, at::kLong), {}};
   const auto norm = [&](const std::string& name) {
     state.tensors[name + "count"] = at::zeros({batch}, at::kLong);

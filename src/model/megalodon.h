@@ -22,7 +22,7 @@ class Megalodon : public LanguageModel {
 
   at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
   at::Tensor logits(const at::Tensor& hidden) const override;
-  StreamState fresh_state(int64_t batch) const override;
+  StreamState fresh_state(int64_t batch, int64_t positions) const override;
 
  private:
   Megalodon(const MegalodonConfig& config, ParameterMaker&& make);

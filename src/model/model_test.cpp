@@ -95,6 +95,26 @@ TEST(Streaming, AnySplitGivesTheLogitsOfOneCall) {
   }
 }
 
+TEST(Streaming, NextLogitsAreThoseOfTheLastPosition) {
+  const at::NoGradGuard no_grad;
+  for (const auto& config : configurations()) {
+    const auto model = make_model(config, 7);
+    const auto tokens = random_tokens(3, 60, 5);
+    const auto whole = model->forward(tokens);
+    auto state = model->fresh_state(3, 40);  // too little for the baseline: it grows
+    for (int64_t position = 0; const int64_t length : {1, 20, 1, 38}) {
+      const auto logits = model->next_logits(tokens.narrow(1, position, length), state);
+      position += length;
+      EXPECT_LE(largest_difference(logits, whole.select(1, position - 1)), 1e-4) << model_type(config);
+    }
+    EXPECT_TRUE(state.position.eq(60).all().item<bool>());
+    // Streams at different positions.
+    state.assign({1}, model->fresh_state(1));
+    const auto second = model->next_logits(tokens, state);
+    EXPECT_LE(largest_difference(second[1], whole[1][59]), 1e-4) << model_type(config);
+  }
+}
+
 TEST(Streaming, StreamsOfDifferentPositionShareABatch) {
   const at::NoGradGuard no_grad;
   for (const auto& config : configurations()) {
