@@ -6,12 +6,16 @@
 #include <string>
 
 #include "model/tensor_file.h"
+#include "ops/testing.h"
 
 // Golden files: what the authors' code computed. Every file of $MEGALODON_GOLDEN_DIR/megalodon is checked by
 // what it holds.
 namespace megalodon::golden {
 
-using model::read_tensor;
+// A tensor of a file, where the tests run.
+inline at::Tensor read_tensor(const SafetensorsFile& file, const std::string& name) {
+  return model::read_tensor(file, name).to(ops::testing::device());
+}
 
 // Largest errors of a file by what they are of, with their bounds.
 class Errors {

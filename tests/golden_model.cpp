@@ -44,7 +44,7 @@ void check_gradients(const SafetensorsFile& file, const model::Megalodon& model,
 void check_stream(const SafetensorsFile& file, const model::Megalodon& model, int64_t chunk, Errors& errors) {
   const at::NoGradGuard no_grad;
   const auto tokens = tokens_of(file, "tokens");
-  auto state = model.fresh_state(tokens.size(0));
+  auto state = model.fresh_state(tokens.size(0), tokens.size(1));
   std::vector<at::Tensor> pieces;
   int64_t position = 0;
   for (const auto& split : parse_json(file.header().metadata.at("stream_splits"), file.path().string())) {
@@ -71,12 +71,13 @@ void check_stream(const SafetensorsFile& file, const model::Megalodon& model, in
 
 Errors check_model(const SafetensorsFile& file) {
   const auto config = config_of(file);
-  const model::Megalodon model(config, 0, /*initialise=*/false);
+  model::Megalodon model(config, 0, /*initialise=*/false);
   for (const auto& parameter : model.parameters()) {
     const at::NoGradGuard no_grad;
     auto value = parameter.value;
     value.copy_(read_tensor(file, "param." + parameter.name).view(value.sizes()));
   }
+  model.to(ops::testing::device());
   Errors errors;
   check_gradients(file, model, errors);
   if (file.has("stream_logits")) check_stream(file, model, config.chunk_size, errors);

@@ -27,9 +27,11 @@ Errors check_timestep_norm(const SafetensorsFile& file) {
   const auto x = leaf(file, "x"), weight = leaf(file, "weight"), bias = leaf(file, "bias");
   const int64_t B = x.size(0);
   const bool carried = file.has("prev_mean");
-  const auto mean = carried ? leaf(file, "prev_mean") : at::zeros({B, G});
-  const auto var = carried ? leaf(file, "prev_var") : at::ones({B, G});
-  const auto count = file.has("prev_count") ? read_tensor(file, "prev_count") : at::zeros({B}, at::kLong);
+  const auto mean = carried ? leaf(file, "prev_mean") : at::zeros({B, G}, x.options().requires_grad(false));
+  const auto var = carried ? leaf(file, "prev_var") : at::ones({B, G}, x.options().requires_grad(false));
+  const auto count = file.has("prev_count")
+                         ? read_tensor(file, "prev_count")
+                         : at::zeros({B}, mean.options().requires_grad(false).dtype(at::kLong));
   const auto mask = file.has("padding_mask") ? std::optional(read_tensor(file, "padding_mask").to(at::kBool))
                                              : std::nullopt;
   const auto result =
@@ -63,7 +65,7 @@ Errors check_cema(const SafetensorsFile& file) {
   model::MegalodonConfig config;
   config.model_dim = D;
   config.cema_ndim = N;
-  model::ParameterMaker make(0, false);
+  model::ParameterMaker make({0}, false);
   model::Cema cema(config, make, "cema");
   cema.alpha = param["alpha"].view({D, N});
   cema.delta = param["delta"].view({D, N});

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 #include "base/error.h"
@@ -14,6 +15,7 @@
 #include "ops/attention/attention.h"
 #include "ops/cema/cema.h"
 #include "ops/cross_entropy/cross_entropy.h"
+#include "ops/device.h"
 #include "ops/timestep_norm/timestep_norm.h"
 #include "train/optimizer.h"
 
@@ -22,18 +24,22 @@ namespace {
 
 struct Options {
   std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16";
-  int64_t batch = 4, context = 2048, prompt = 36, fresh = 18, repeats = 5;
+  int64_t batch = 4, context = 2048, prompt = 36, fresh = 18, repeats = 5, dim = 512;
+  at::Device on = at::kCPU;
   bool json = false;
   at::ScalarType type() const { return compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat; }
+  at::TensorOptions in(at::ScalarType scalar) const { return at::TensorOptions(on).dtype(scalar); }
 };
 
 // The median of `repeats` timings after one that warms up.
 template <class F>
-double median_seconds(int64_t repeats, const F& f) {
+double median_seconds(const Options& o, int64_t repeats, const F& f) {
   std::vector<double> times;
   for (int64_t i = 0; i <= repeats; ++i) {
+    ops::synchronize(o.on);
     const double started = monotonic_seconds();
     f();
+    ops::synchronize(o.on);
     const double seconds = monotonic_seconds() - started;
     if (i > 0) times.push_back(seconds);
   }
@@ -42,15 +48,15 @@ double median_seconds(int64_t repeats, const F& f) {
 }
 
 // The two ceilings, measured: products of square matrices, and a large copy (bytes read and written).
-double gemm_rate(at::ScalarType type) {
-  const int64_t n = 2048;
-  const auto a = at::randn({n, n}).to(type), b = at::randn({n, n}).to(type);
-  return 2.0 * static_cast<double>(n * n * n) / median_seconds(5, [&] { at::linear(a, b); });
+double gemm_rate(const Options& o) {
+  const int64_t n = o.on.is_cuda() ? 8192 : 2048;
+  const auto a = at::randn({n, n}, o.in(o.type())), b = at::randn({n, n}, o.in(o.type()));
+  return 2.0 * static_cast<double>(n * n * n) / median_seconds(o, 5, [&] { at::linear(a, b); });
 }
-double copy_bandwidth() {
-  const auto a = at::ones({int64_t{1} << 26});
+double copy_bandwidth(const Options& o) {
+  const auto a = at::ones({int64_t{1} << (o.on.is_cuda() ? 30 : 26)}, o.on);
   auto b = at::empty_like(a);
-  return 2.0 * static_cast<double>(a.nbytes()) / median_seconds(5, [&] { b.copy_(a); });
+  return 2.0 * static_cast<double>(a.nbytes()) / median_seconds(o, 5, [&] { b.copy_(a); });
 }
 
 struct Figure {
@@ -71,6 +77,7 @@ void print(const Options& o, const Figure& f) {
                 {"unit", std::string(f.unit) + "/s"},
                 {"ceiling", f.ceiling},
                 {"ratio", rate / f.ceiling},
+                {"device", c10::DeviceTypeName(o.on.type(), /*lower_case=*/true)},
                 {"processor", processor_name()},
                 {"threads", thread_count()}};
     object.update(f.more);
@@ -132,10 +139,12 @@ double forward_operations(const model::LanguageModel& model, int64_t L) {
 void bench_train(const Options& o) {
   const auto model = model::make_model(preset(o.preset), 1);
   model->set_compute_type(o.type());
+  model->to(o.on);
   train::AdamW optimizer(model->parameters(), {});
-  const auto tokens = at::randint(model::vocab_size(model->config()), {o.batch, o.context + 1}, at::kLong);
+  const auto tokens =
+      at::randint(model::vocab_size(model->config()), {o.batch, o.context + 1}, o.in(at::kLong));
   const auto inputs = tokens.narrow(1, 0, o.context), targets = tokens.narrow(1, 1, o.context).reshape(-1);
-  const double seconds = median_seconds(o.repeats, [&] {
+  const double seconds = median_seconds(o, o.repeats, [&] {
     const auto logits = model->forward(inputs);
     torch::autograd::backward({ops::cross_entropy(logits.view({targets.numel(), -1}), targets).mean()}, {});
     optimizer.step(1e-4, optimizer.gradient_norms());
@@ -145,16 +154,17 @@ void bench_train(const Options& o) {
                 std::to_string(o.context),
             seconds,
             work,
-            gemm_rate(o.type()),
+            gemm_rate(o),
             "FLOP",
             {{"tokens_per_second", static_cast<double>(o.batch * o.context) / seconds},
-             {"peak_resident_bytes", peak_resident_bytes()}}});
+             {"peak_bytes", o.on.is_cuda() ? ops::peak_device_bytes(o.on) : peak_resident_bytes()}}});
 }
 
 // With its matrices in the compute type, as a model that only answers is loaded.
 std::unique_ptr<model::LanguageModel> inference_model(const Options& o) {
   auto model = model::make_model(preset(o.preset), 1);
   model->set_compute_type(o.type());
+  model->to(o.on);
   for (const auto& parameter : model->parameters()) {
     auto value = parameter.value;
     value.set_requires_grad(false);
@@ -173,13 +183,13 @@ void bench_generate(const Options& o) {
   }
   const generate::GreedyOptions greedy{.end = -1, .bound = o.fresh, .batch = o.batch};
   const double seconds =
-      median_seconds(o.repeats, [&] { generate::greedy_answers(*model, prompts, greedy); });
+      median_seconds(o, o.repeats, [&] { generate::greedy_answers(*model, prompts, greedy); });
   const auto answers = static_cast<double>(o.batch);
   print(o, {"generate " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x (" +
                 std::to_string(o.prompt) + " + " + std::to_string(o.fresh) + ")",
             seconds,
             forward_operations(*model, o.prompt + o.fresh - 1) * answers,
-            gemm_rate(o.type()),
+            gemm_rate(o),
             "FLOP",
             {{"answers_per_second", answers / seconds},
              {"tokens_per_second", answers * static_cast<double>(o.fresh) / seconds}}});
@@ -194,60 +204,78 @@ void bench_decode(const Options& o) {
       bytes += static_cast<double>(parameter.value.nbytes());
   }
   auto state = model->fresh_state(o.batch);
-  const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, at::kLong);
+  const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, o.in(at::kLong));
   model::stream(*model, prompt, state, {}, [](int64_t, const at::Tensor&) {});
   const auto next = prompt.narrow(1, 0, 1);
-  const double seconds = median_seconds(o.repeats * 20, [&] { model->forward(next, &state); });
+  const double seconds = median_seconds(o, o.repeats * 20, [&] { model->forward(next, &state); });
   print(o, {"decode " + o.preset + " " + o.compute_type + " batch " + std::to_string(o.batch) + " at " +
                 std::to_string(o.context),
             seconds,
             bytes + static_cast<double>(state.bytes()),
-            copy_bandwidth(),
+            copy_bandwidth(o),
             "B",
             {{"tokens_per_second", static_cast<double>(o.batch) / seconds}}});
 }
 
+// Heads of the small models and of the presets.
+template <class Both>
+void bench_attention(const Options& o, double gemm, const Both& both) {
+  struct Case {
+    int64_t H, dz, dv, c;
+  };
+  const int64_t B = o.batch, L = o.context;
+  for (const auto& [H, dz, dv, c] : {Case{3, 64, 128, 512}, {2, 256, 2048, 2048}}) {
+    const auto type = o.in(o.type());
+    const auto query =
+        (at::randn({B, L, H, dz}, type) / std::sqrt(static_cast<double>(dz))).set_requires_grad(true);
+    const auto key = at::randn({B, L, H, dz}, type).set_requires_grad(true);
+    const auto value = at::randn({B, L, H, dv}, type).set_requires_grad(true);
+    const auto start = at::zeros({B}, o.in(at::kLong));
+    const double pairs = static_cast<double>(B * L * H) * static_cast<double>(std::min(c, L) + 1) / 2;
+    both("attention " + std::to_string(dz) + "/" + std::to_string(dv) + " chunk " + std::to_string(c),
+         {query, key, value}, 2 * pairs * static_cast<double>(dz + dv), gemm, "FLOP",
+         [&, chunk = c] { return ops::attention(query, key, value, start, {.chunk = chunk}); });
+  }
+}
+
 void bench_operators(const Options& o) {
-  const int64_t B = o.batch, L = o.context, D = 512, N = 16, G = 32, H = 3, dz = 64, dv = 128, c = 512;
+  const int64_t B = o.batch, L = o.context, D = o.dim, N = 16, G = 32;
   const auto type = o.type();
-  const double bandwidth = copy_bandwidth(), gemm = gemm_rate(type), element = type == at::kFloat ? 4 : 2;
+  const double bandwidth = copy_bandwidth(o), gemm = gemm_rate(o), element = type == at::kFloat ? 4 : 2;
   const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
   const auto both = [&](const std::string& name, const std::vector<at::Tensor>& inputs, double work,
                         double ceiling, const char* unit, const std::function<at::Tensor()>& f) {
-    const auto gradient = at::randn(f().sizes()).to(type);
+    const auto gradient = at::randn(f().sizes(), o.in(type));
     print(o, {name + " forward " + o.compute_type,
-              median_seconds(o.repeats,
+              median_seconds(o, o.repeats,
                              [&] {
                                const at::NoGradGuard no_grad;
                                f();
                              }),
               work, ceiling, unit});
     print(o, {name + " forward + backward " + o.compute_type,
-              median_seconds(o.repeats, [&] { torch::autograd::grad({f()}, inputs, {gradient}); }),
+              median_seconds(o, o.repeats, [&] { torch::autograd::grad({f()}, inputs, {gradient}); }),
               2.5 * work, ceiling, unit});
   };
   const double pass =
       2 * static_cast<double>(B * L * D) * element;  // x in, y out; backward: x, dy in, dx out
-  const auto x = leaf(at::randn({B, L, D}).to(type));
-  const auto p = leaf(at::rand({D, N})), omega = leaf(at::randn({D}));
-  const auto q = leaf(at::polar(at::rand({D, N}) * 0.5 + 0.49, at::rand({D, N}) * 6)),
-             eta = leaf(at::view_as_complex(at::randn({D, N, 2})));
+  const auto x = leaf(at::randn({B, L, D}, o.in(type)));
+  const auto number = o.in(at::kFloat);
+  const auto p = leaf(at::rand({D, N}, number)), omega = leaf(at::randn({D}, number));
+  const auto q = leaf(at::polar(at::rand({D, N}, number) * 0.5 + 0.49, at::rand({D, N}, number) * 6)),
+             eta = leaf(at::view_as_complex(at::randn({D, N, 2}, number)));
   both("cema " + std::to_string(D), {x, p, q, eta, omega}, pass, bandwidth, "B",
        [&] { return ops::cema(x, p, q, eta, omega).y; });
-  const auto weight = leaf(at::zeros({D})), bias = leaf(at::zeros({D}));
-  const ops::TimestepNormState fresh{at::zeros({B}, at::kLong), at::zeros({B, G}), at::ones({B, G})};
+  const auto weight = leaf(at::zeros({D}, number)), bias = leaf(at::zeros({D}, number));
+  const ops::TimestepNormState fresh{at::zeros({B}, o.in(at::kLong)), at::zeros({B, G}, number),
+                                     at::ones({B, G}, number)};
   both("timestep_norm " + std::to_string(D), {x, weight, bias}, pass, bandwidth, "B",
        [&] { return ops::timestep_norm(x, weight, bias, fresh).y; });
-  const auto query = leaf((at::randn({B, L, H, dz}) / 8).to(type)),
-             key = leaf(at::randn({B, L, H, dz}).to(type)), value = leaf(at::randn({B, L, H, dv}).to(type));
-  const auto start = at::zeros({B}, at::kLong);
-  const double pairs = static_cast<double>(B * L * H) * static_cast<double>(std::min(c, L) + 1) / 2;
-  both("attention chunk " + std::to_string(c), {query, key, value}, 2 * pairs * static_cast<double>(dz + dv),
-       gemm, "FLOP", [&] { return ops::attention(query, key, value, start, {.chunk = c}); });
+  bench_attention(o, gemm, both);
 }
 
-int run(const Options& o) {
-  choose_device(o.device);
+int run(Options o) {
+  o.on = ops::open_device(o.device);
   at::manual_seed(1);
   if (o.what == "train") bench_train(o);
   if (o.what == "decode") bench_decode(o);
@@ -277,6 +305,9 @@ void add_bench(CLI::App& program, Run& chosen) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--new", o->fresh, "generate: tokens of an answer")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--dim", o->dim, "ops: features of CEMA and timestep norm, a multiple of 32")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--repeats", o->repeats, "timings, of which the median counts")

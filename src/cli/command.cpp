@@ -11,14 +11,6 @@ void add_device(CLI::App& command, std::string& device) {
   command.add_option("--device", device, "cpu, cuda, or auto: the best there is")->default_str("auto");
 }
 
-std::string choose_device(const std::string& wanted) {
-  if (wanted == "cpu" || wanted == "auto" || wanted.empty()) return "cpu";
-  if (wanted == "cuda") {
-    fail_request("no CUDA support in this build", "--device cuda", "use --device cpu or auto");
-  }
-  fail_request("unknown device '" + wanted + "'", "--device", "use cpu, cuda or auto");
-}
-
 std::filesystem::path model_folder(const std::string& path) {
   std::filesystem::path folder(path);
   if (std::filesystem::exists(folder / "config.json") || !std::filesystem::exists(folder / "checkpoints"))

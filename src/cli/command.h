@@ -23,9 +23,8 @@ void add_task(CLI::App& program, Run& chosen);
 void add_report(CLI::App& program, Run& chosen);
 void add_bench(CLI::App& program, Run& chosen);
 
-// `--device cpu|cuda|auto`, checked; the device that will be used.
+// `--device cpu|cuda|auto`, for ops::open_device.
 void add_device(CLI::App& command, std::string& device);
-std::string choose_device(const std::string& wanted);
 
 // A model directory, or the newest checkpoint of a run directory.
 std::filesystem::path model_folder(const std::string& path);

@@ -9,6 +9,7 @@
 #include "data/tokenizer.h"
 #include "evaluate/perplexity.h"
 #include "model/model_folder.h"
+#include "ops/device.h"
 
 namespace megalodon::cli {
 namespace {
@@ -74,9 +75,10 @@ void report_stream(const Options& o, const evaluate::StreamPoint& p) {
 }
 
 int run(const Options& o) {
-  choose_device(o.device);
+  const auto device = ops::open_device(o.device);
   const auto folder = model_folder(o.model);
   const auto model = model::load_model(folder, o.compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  model->to(device);
   const auto tokenizer = data::load_tokenizer(folder);
   check_fits(*tokenizer, *model, o.model);
   const auto tokens = read_tokens(o, *tokenizer);

@@ -10,6 +10,7 @@
 #include "data/tokenizer.h"
 #include "generate/session.h"
 #include "model/model_folder.h"
+#include "ops/device.h"
 
 namespace megalodon::cli {
 namespace {
@@ -48,10 +49,11 @@ void read_prompt(const Options& o, const data::Tokenizer& tokenizer, generate::S
 }
 
 int run(const Options& o) {
-  choose_device(o.device);
+  const auto device = ops::open_device(o.device);
   const auto type = o.compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat;
   const auto folder = model_folder(o.model);
   const auto model = model::load_model(folder, type);
+  model->to(device);
   const auto tokenizer = data::load_tokenizer(folder);
   check_fits(*tokenizer, *model, o.model);
   const model::StreamOptions stream{.truncate_statistics = o.truncate_statistics};

@@ -8,6 +8,7 @@
 #include "base/signals.h"
 #include "cli/command.h"
 #include "model/model_folder.h"
+#include "ops/device.h"
 #include "report/run_report.h"
 #include "report/tensorboard.h"
 #include "train/corpora.h"
@@ -118,7 +119,7 @@ int run(const Options& o) {
   if (!o.device.empty()) overrides.push_back("device=\"" + o.device + "\"");
   auto toml = Config::from_file(o.config, overrides);
   const auto config = train::read_train_config(toml);
-  const auto device = choose_device(config.device);
+  const auto device = ops::open_device(config.device);
   // All keys are checked before anything is written; the vocabulary is known once the data is open.
   const bool fresh = config.from.empty();
   if (fresh) model::read_model_config(toml, 1);
@@ -136,6 +137,7 @@ int run(const Options& o) {
   settle_run_folder(config.run, toml.resolved(), o.resume);
   const auto model =
       fresh ? model::make_model(*model_config, config.seed) : open_model(config.from, *corpora.tokenizer);
+  model->to(device);
 
   train::Trainer trainer(config, *model, *corpora.tokenizer, *corpora.training, *corpora.validation);
   const int64_t step = trainer.resume();
@@ -152,7 +154,7 @@ int run(const Options& o) {
                      {"data", joined(config.data.train)},
                      {"parameters", model->parameter_count()},
                      {"model", model::model_type(model->config())},
-                     {"device", device},
+                     {"device", c10::DeviceTypeName(device.type(), /*lower_case=*/true)},
                      {"compute_type", config.compute_type}};
     for (auto* listener : listeners) listener->on_start(facts);
     finished = trainer.run(listeners);

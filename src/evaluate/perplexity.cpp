@@ -16,7 +16,7 @@ namespace {
 double read_and_score(const model::LanguageModel& model, const at::Tensor& tokens, int64_t first_target,
                       model::StreamState& state, const model::StreamOptions& options) {
   const int64_t L = tokens.size(1);
-  const auto inputs = tokens.narrow(1, 0, L - 1), next = tokens.narrow(1, 1, L - 1);
+  const auto inputs = tokens.narrow(1, 0, L - 1), next = tokens.narrow(1, 1, L - 1).to(model.device());
   double sum = 0;
   model::stream(model, inputs, state, options, [&](int64_t offset, const at::Tensor& hidden) {
     const int64_t skip = std::clamp<int64_t>(first_target - 1 - offset, 0, hidden.size(1));

@@ -16,14 +16,14 @@
 namespace megalodon::generate {
 namespace {
 
-// The likeliest token of each row, the first of equals, and its log-probability.
+// The likeliest token of each row, the first of equals, and its log-probability. On the CPU.
 struct Picks {
   at::Tensor tokens;           // [R] int64
   at::Tensor log_probability;  // [R] float32
 };
 
-Picks pick(const at::Tensor& logits) {  // [R, V]
-  const auto values = logits.contiguous();
+at::Tensor likeliest(const at::Tensor& values) {
+  if (!values.is_cpu()) return values.argmax(1);
   const int64_t R = values.size(0), V = values.size(1);
   auto tokens = at::empty({R}, at::kLong);
   const float* const from = values.const_data_ptr<float>();
@@ -32,11 +32,16 @@ Picks pick(const at::Tensor& logits) {  // [R, V]
     for (int64_t r = begin; r < end; ++r)
       to[r] = std::max_element(from + r * V, from + (r + 1) * V) - (from + r * V);
   });
+  return tokens;
+}
+
+Picks pick(const at::Tensor& logits) {  // [R, V]
+  const auto values = logits.contiguous(), tokens = likeliest(values);
   const auto log_probability = -ops::cross_entropy(values, tokens);
   if (!log_probability.isfinite().all().item<bool>()) {
     fail_work("the model's logits are not finite", "greedy answers", "its weights are damaged");
   }
-  return {tokens, log_probability};
+  return {tokens.cpu(), log_probability.cpu()};
 }
 
 // Problems whose prompts are equally long, on their way. Row k W + j of the model's batch is model k's answer
@@ -64,7 +69,7 @@ class Batch {
 
   void run() {
     for (int64_t step = 1; step <= options_.bound; ++step) {
-      const auto picks = pick(model_.next_logits(next_, state_));
+      const auto picks = pick(model_.next_logits(next_.to(model_.device()), state_));
       next_ = picks.tokens.unsqueeze(1);
       take(picks);
       if (step == options_.bound || !shrink()) break;

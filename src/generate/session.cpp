@@ -42,7 +42,7 @@ Session::Session(const model::LanguageModel& model, model::StreamOptions options
 
 Session::Session(const model::LanguageModel& model, const std::filesystem::path& state,
                  model::StreamOptions options)
-    : model_(model), options_(options), state_(model::StreamState::load(state)) {
+    : model_(model), options_(options), state_(model::StreamState::load(state).to(model.device())) {
   check_fits(model, state_, state.string());
   if (const auto logits = state_.tensors.extract(kLastLogits)) {
     last_logits_ = logits.mapped().view(-1);

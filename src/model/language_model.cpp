@@ -26,6 +26,10 @@ at::Tensor LanguageModel::next_logits(const at::Tensor& tokens, StreamState& sta
   return logits(all.narrow(1, all.size(1) - 1, 1)).squeeze(1);
 }
 
+void LanguageModel::to(at::Device device) {
+  for (auto& parameter : parameters_) parameter.value.set_data(parameter.value.to(device));
+}
+
 std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, uint64_t seed, bool initialise) {
   if (const auto* megalodon = std::get_if<MegalodonConfig>(&config)) {
     return std::make_unique<Megalodon>(*megalodon, seed, initialise);

@@ -37,6 +37,10 @@ class LanguageModel {
   // (k+1) B/K - 1 of a batch of B belong to model k. 1 for an ordinary model.
   virtual int64_t stack() const { return 1; }
 
+  // Moves all parameters, and with them what the model makes; tokens and states must be on its device.
+  void to(at::Device device);
+  at::Device device() const { return parameters_.empty() ? at::kCPU : parameters_.front().value.device(); }
+
   // Type of activations and matrix products: float32 (default) or bfloat16. Parameters are cast where they
   // are used.
   void set_compute_type(at::ScalarType type) { compute_type_ = type; }

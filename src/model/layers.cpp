@@ -33,17 +33,18 @@ void store(const at::Tensor& ring, const at::Tensor& values, const at::Tensor& s
   const int64_t B = values.size(0), L = values.size(1), C = ring.size(1), kept = std::min(L, C),
                 first = L - kept;
   const auto last = values.narrow(1, first, kept);  // [B, kept, Hkv, d]
-  const auto* const from = start.const_data_ptr<int64_t>();
-  const int64_t slot = (from[0] + first) % C;
-  if (slot + kept <= C && std::all_of(from, from + B, [&](int64_t p) { return p == from[0]; })) {
-    ring.narrow(1, slot, kept).copy_(last);
-    return;
+  if (start.is_cpu()) {                             // a look at other devices would wait for them
+    const auto* const from = start.const_data_ptr<int64_t>();
+    const int64_t slot = (from[0] + first) % C;
+    if (slot + kept <= C && std::all_of(from, from + B, [&](int64_t p) { return p == from[0]; })) {
+      ring.narrow(1, slot, kept).copy_(last);
+      return;
+    }
   }
-  const auto row = at::arange(B, at::kLong).unsqueeze(1) * C;                              // [B, 1]
-  const auto slots = (start.unsqueeze(1) + at::arange(first, L, at::kLong)).remainder(C);  // [B, kept]
+  const auto row = at::arange(B, start.options()).unsqueeze(1) * C;                              // [B, 1]
+  const auto slots = (start.unsqueeze(1) + at::arange(first, L, start.options())).remainder(C);  // [B, kept]
   ring.view({B * C, -1})
-      .index_copy_(0, (row + slots).view(-1).to(ring.device()),
-                   last.to(ring.scalar_type()).reshape({B * kept, -1}));
+      .index_copy_(0, (row + slots).view(-1), last.to(ring.scalar_type()).reshape({B * kept, -1}));
 }
 
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

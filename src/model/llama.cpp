@@ -105,7 +105,7 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout,
                          bool last_only) const {
   const int64_t B = tokens.size(0), L = tokens.size(1);
-  const Place place{state != nullptr ? state->position : at::zeros({B}, at::kLong), state, dropout};
+  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout};
   if (state != nullptr) {  // room for all positions of this call
     const int64_t needed = state->position.max().item<int64_t>() + L;
     for (auto& [name, tensor] : state->tensors) {
@@ -133,11 +133,12 @@ at::Tensor Llama::logits(const at::Tensor& hidden) const {
 }
 
 StreamState Llama::fresh_state(int64_t batch, int64_t positions) const {
-  StreamState state{fingerprint(config()), at::zeros({batch}, at::kLong), {}};
+  const auto activations = at::TensorOptions(device()).dtype(compute_type());
+  StreamState state{fingerprint(config()), at::zeros({batch}, activations.dtype(at::kLong)), {}};
   for (int64_t i = 0; i < c_.num_hidden_layers; ++i) {
     for (const char* name : {".k", ".v"}) {
       state.tensors[std::to_string(i) + name] = at::zeros(
-          {batch, std::max<int64_t>(positions, 1), c_.num_key_value_heads, c_.head_dim}, compute_type());
+          {batch, std::max<int64_t>(positions, 1), c_.num_key_value_heads, c_.head_dim}, activations);
     }
   }
   return state;

@@ -39,7 +39,7 @@ Megalodon::Megalodon(const MegalodonConfig& config, ParameterMaker&& make)
 
 at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
   const int64_t B = tokens.size(0), L = tokens.size(1);
-  const Place place{state != nullptr ? state->position : at::zeros({B}, at::kLong), state, dropout};
+  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout};
   auto x = embed(embedding_, tokens, compute_type());  // [B, L, D]
   if (c_.scale_emb) x = x * std::sqrt(static_cast<double>(c_.model_dim));
   x = drop(x, c_.dropout, dropout);
@@ -54,20 +54,21 @@ at::Tensor Megalodon::logits(const at::Tensor& hidden) const {
 }
 
 StreamState Megalodon::fresh_state(int64_t batch, int64_t /*positions*/) const {
-  StreamState state{fingerprint(config()), at::zeros({batch}, at::kLong), {}};
+  const auto statistics = at::TensorOptions(device()).dtype(at::kFloat),
+             activations = statistics.dtype(compute_type());
+  StreamState state{fingerprint(config()), at::zeros({batch}, statistics.dtype(at::kLong)), {}};
   const auto norm = [&](const std::string& name) {
-    state.tensors[name + "count"] = at::zeros({batch}, at::kLong);
-    state.tensors[name + "mean"] = at::zeros({batch, c_.norm_num_groups});
-    state.tensors[name + "var"] = at::ones({batch, c_.norm_num_groups});
+    state.tensors[name + "count"] = at::zeros({batch}, state.position.options());
+    state.tensors[name + "mean"] = at::zeros({batch, c_.norm_num_groups}, statistics);
+    state.tensors[name + "var"] = at::ones({batch, c_.norm_num_groups}, statistics);
   };
   for (int64_t i = 0; i < c_.num_layers; ++i) {
     const std::string layer = std::to_string(i) + ".";
     norm(layer + "norm_");
-    state.tensors[layer + "cema"] = at::zeros({batch, c_.model_dim, c_.cema_ndim, 2});
-    state.tensors[layer + "k"] =
-        at::zeros({batch, c_.chunk_size, c_.num_heads, c_.head_dim()}, compute_type());
+    state.tensors[layer + "cema"] = at::zeros({batch, c_.model_dim, c_.cema_ndim, 2}, statistics);
+    state.tensors[layer + "k"] = at::zeros({batch, c_.chunk_size, c_.num_heads, c_.head_dim()}, activations);
     state.tensors[layer + "v"] =
-        at::zeros({batch, c_.chunk_size, c_.num_heads, c_.value_head_dim()}, compute_type());
+        at::zeros({batch, c_.chunk_size, c_.num_heads, c_.value_head_dim()}, activations);
   }
   norm("final_norm_");
   return state;

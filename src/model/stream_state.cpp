@@ -31,11 +31,17 @@ int64_t StreamState::bytes() const {
 }
 
 StreamState StreamState::select(const std::vector<int64_t>& rows) const {
-  StreamState chosen{model, position.index_select(0, rows_tensor(rows)), {}};
+  StreamState chosen{model, position.index_select(0, rows_tensor(rows).to(position.device())), {}};
   for (const auto& [name, tensor] : tensors) {
     chosen.tensors[name] = tensor.index_select(0, rows_tensor(rows).to(tensor.device()));
   }
   return chosen;
+}
+
+StreamState StreamState::to(at::Device device) const {
+  StreamState moved{model, position.to(device), {}};
+  for (const auto& [name, tensor] : tensors) moved.tensors[name] = tensor.to(device);
+  return moved;
 }
 
 StreamState StreamState::fork() const {
@@ -45,7 +51,7 @@ StreamState StreamState::fork() const {
 }
 
 void StreamState::assign(const std::vector<int64_t>& rows, const StreamState& other) {
-  position = position.index_copy(0, rows_tensor(rows), other.position);
+  position = position.index_copy(0, rows_tensor(rows).to(position.device()), other.position);
   for (auto& [name, tensor] : tensors) {
     auto from = other.tensors.at(name);
     match_capacity(tensor, from);

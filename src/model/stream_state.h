@@ -27,6 +27,7 @@ struct StreamState {
   // The streams `rows`, in that order and as often as named, as an independent state.
   StreamState select(const std::vector<int64_t>& rows) const;
   StreamState fork() const;
+  StreamState to(at::Device device) const;
   // Replaces the streams `rows` by those of `other`.
   void assign(const std::vector<int64_t>& rows, const StreamState& other);
 

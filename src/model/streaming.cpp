@@ -58,7 +58,7 @@ void stream(const LanguageModel& model, const at::Tensor& tokens, StreamState& s
   for (int64_t offset = 0; offset < L;) {
     const int64_t position = state.position[0].item<int64_t>();
     const int64_t length = call_length(std::min(L - offset, piece - position % piece), piece);
-    const auto part = tokens.narrow(1, offset, length);
+    const auto part = tokens.narrow(1, offset, length).to(model.device());
     visit(offset, model.hidden(part, &state));
     offset += length;
     if (!truncating) continue;

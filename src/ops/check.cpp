@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "ops/device.h"
+
 namespace megalodon::ops {
 namespace {
 std::string shape_text(at::IntArrayRef shape) {
@@ -45,7 +47,8 @@ at::ScalarType statistics_type(const at::Tensor& x) {
 }
 
 bool has_fast_kernel(const at::Tensor& x) {
-  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+  return (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) &&
+         (x.is_cpu() || (x.is_cuda() && has_cuda_kernels()));
 }
 
 bool needs_gradient(at::TensorList tensors) {

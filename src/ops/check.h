@@ -17,8 +17,8 @@ void check_activation(const char* op, const char* argument, const at::Tensor& x,
 // float32.
 at::ScalarType statistics_type(const at::Tensor& x);
 
-// Whether the fast kernels take this activation: a CPU tensor of float32 or bfloat16. Others run the
-// reference.
+// Whether the fast kernels take this activation: a tensor of float32 or bfloat16 on the CPU, or on a GPU
+// where the CUDA plugin is loaded. Others run the reference.
 bool has_fast_kernel(const at::Tensor& x);
 
 // Whether a gradient of any of these may be asked for, so that what the backward pass needs must be kept.

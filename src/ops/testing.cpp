@@ -6,6 +6,10 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cstdlib>
+
+#include "ops/device.h"
+
 namespace megalodon::ops::testing {
 namespace {
 
@@ -50,26 +54,36 @@ Tensors gradients(const Tensors& outputs, const Tensors& inputs, const Tensors& 
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     if (!outputs[i].requires_grad()) continue;
     roots.push_back(outputs[i]);
-    seeds.push_back(upstream[i].to(outputs[i].scalar_type()));
+    seeds.push_back(upstream[i].to(outputs[i].options().requires_grad(false)));
   }
   return torch::autograd::grad(roots, differentiable(inputs), seeds, {}, false, /*allow_unused=*/false);
 }
 
 }  // namespace
 
+at::Device device() {
+  static const char* const wanted = std::getenv("MEGALODON_TEST_DEVICE");
+  static const at::Device chosen = open_device(wanted != nullptr ? wanted : "cpu");
+  return chosen;
+}
+
+at::Tensor beside(const at::Tensor& x, const at::Tensor& given) {
+  return given.to(x.device());
+}
+
 at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
   static uint64_t seed = 0;
   auto generator = at::detail::createCPUGenerator(++seed);
   const bool complex = at::isComplexType(type);
   const auto x = at::randn(shape, generator, complex ? at::kComplexDouble : at::kDouble);
-  return x.to(type);
+  return x.to(type).to(device());
 }
 
 double relative_error(const at::Tensor& a, const at::Tensor& b) {
   const auto type = b.is_complex() ? at::kComplexDouble : at::kDouble;
-  const auto reference = b.to(type);
+  const auto reference = b.to(type).cpu();
   const double norm = at::linalg_vector_norm(reference).item<double>();
-  const double error = at::linalg_vector_norm(a.to(type) - reference).item<double>();
+  const double error = at::linalg_vector_norm(a.to(type).cpu() - reference).item<double>();
   return norm > 0 ? error / norm : error;
 }
 
@@ -80,7 +94,7 @@ void expect_agreement(const Function& fast, const Function& reference, const Ten
   if (tolerance == 0) tolerance = bfloat16 ? 1.5e-2 : 2e-6;
 
   Tensors in64;
-  for (const auto& x : inputs) in64.push_back(in_double(x));
+  for (const auto& x : inputs) in64.push_back(in_double(x).cpu());
   const auto want_in = leaves(in64), got_in = leaves(inputs);
   const auto want = reference(want_in);
   Tensors upstream;

@@ -29,7 +29,7 @@ AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions optio
       group.parameters.push_back(parameter.value);
       group.first_moments.push_back(at::zeros_like(parameter.value).set_requires_grad(false));
       group.second_moments.push_back(at::zeros_like(parameter.value).set_requires_grad(false));
-      group.steps.push_back(at::zeros({}));
+      group.steps.push_back(at::zeros({}, group.first_moments.back().options()));
     }
     if (!group.parameters.empty()) groups_.push_back(std::move(group));
   }
@@ -37,16 +37,18 @@ AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions optio
 
 std::vector<double> AdamW::gradient_norms() const {
   const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> norms;  // of each parameter: [K]
+  std::vector<at::Tensor> gradients;  // of each parameter those of each model
   for (const auto& group : groups_) {
     for (const auto& parameter : group.parameters) {
       if (!parameter.grad().defined()) continue;
-      norms.push_back(at::linalg_vector_norm(parameter.grad().view({stack_, -1}), 2, {1}));
+      for (const auto& gradient : parameter.grad().view({stack_, -1}).unbind(0))
+        gradients.push_back(gradient);
     }
   }
   std::vector<double> total(static_cast<std::size_t>(stack_));
-  if (norms.empty()) return total;
-  const auto sums = at::stack(norms).to(at::kDouble).square().sum(0).sqrt().cpu();  // [K]
+  if (gradients.empty()) return total;
+  const auto norms = at::stack(at::_foreach_norm(gradients)).view({-1, stack_});
+  const auto sums = norms.to(at::kDouble).square().sum(0).sqrt().cpu();  // [K]
   std::copy_n(sums.const_data_ptr<double>(), stack_, total.begin());
   return total;
 }
@@ -56,7 +58,7 @@ void AdamW::step(double rate, const std::vector<double>& norms) {
   const auto excess = [&](std::size_t k) {
     return options_.clip > 0 ? std::max(1.0, norms[k] / options_.clip) : 1.0;
   };
-  const auto divisor = at::full({}, stack_ == 1 ? excess(0) : 1.0);
+  const auto divisor = at::full({}, stack_ == 1 ? excess(0) : 1.0, groups_[0].steps[0].options());
   for (std::size_t k = 0; stack_ > 1 && k < norms.size(); ++k) {
     if (excess(k) == 1) continue;
     for (auto& group : groups_) {

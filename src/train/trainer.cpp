@@ -24,8 +24,9 @@ constexpr int64_t kMostSkipped = 10;
 at::Tensor mean_loss(const model::LanguageModel& model, const at::Tensor& tokens,
                      model::DropoutKeys* dropout) {
   const int64_t L = tokens.size(1) - 1;
-  const auto logits = model.forward(tokens.narrow(1, 0, L), nullptr, dropout);
-  return ops::cross_entropy(logits.view({-1, logits.size(-1)}), tokens.narrow(1, 1, L).reshape(-1)).mean();
+  const auto on_device = tokens.to(model.device());
+  const auto logits = model.forward(on_device.narrow(1, 0, L), nullptr, dropout);
+  return ops::cross_entropy(logits.view({-1, logits.size(-1)}), on_device.narrow(1, 1, L).reshape(-1)).mean();
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ int64_t first_visible(int64_t position, const AttentionOptions& options) {
 // What is visible before each start must be in the cache.
 void check_start(const at::Tensor& start, int64_t L, const AttentionOptions& options,
                  const std::optional<AttentionCache>& cache) {
-  const auto on_cpu = start.cpu().contiguous();
+  const auto on_cpu = start.contiguous();
   for (int64_t b = 0; b < on_cpu.numel(); ++b) {
     const int64_t s = on_cpu.const_data_ptr<int64_t>()[b];
     TORCH_CHECK(s >= 0 && s <= std::numeric_limits<int64_t>::max() - L, "[attention] start: row ", b,
@@ -69,7 +69,7 @@ void check(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
     check_shape("attention", "cache.k", cache->k, {B, -1, Hkv, dk});
     check_shape("attention", "cache.v", cache->v, {B, cache->k.size(1), Hkv, v.size(3)});
   }
-  check_start(start, L, options, cache);
+  if (start.is_cpu()) check_start(start, L, options, cache);  // a look at other devices would wait for them
 }
 
 std::optional<AttentionCache> join(const Optional& k, const Optional& v) {
@@ -92,6 +92,12 @@ cpu::AttentionSizes sizes_of(const at::Tensor& q, const at::Tensor& k, const at:
           .dropout_threshold = dropout_threshold(o.dropout),
           .kept = static_cast<float>(1 / (1 - o.dropout)),
           .dropout_key = static_cast<uint64_t>(o.dropout_key)};
+}
+
+// The CUDA kernels leave caches, dropout and earlier chunks to the reference.
+bool has_kernel(const at::Tensor& q, const AttentionOptions& options, bool cached) {
+  const bool plain = !cached && options.dropout == 0 && (options.previous_chunks == 0 || options.chunk == 0);
+  return has_fast_kernel(q) && (q.is_cpu() || plain);
 }
 
 // o, and the logarithms of the softmax's denominators [B, H, L].
@@ -189,7 +195,7 @@ at::Tensor autograd(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
   const AttentionOptions options{chunk, previous_chunks, scale, dropout, dropout_key};
   const auto cache = join(cache_k, cache_v);
   check(q, k, v, start, options, cache);
-  if (!has_fast_kernel(q)) return attention_reference(q, k, v, start, options, cache);
+  if (!has_kernel(q, options, cache.has_value())) return attention_reference(q, k, v, start, options, cache);
   if (needs_gradient({q, k, v})) {
     TORCH_CHECK(!cache, "[attention] cache: expected none where gradients are wanted, got one");
     return Attention::apply(q, k, v, start, chunk, previous_chunks, scale, dropout, dropout_key);

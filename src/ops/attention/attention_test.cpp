@@ -12,7 +12,7 @@ namespace {
 using testing::Tensors;
 
 at::Tensor starts(const std::vector<int64_t>& start) {
-  return at::tensor(start, at::kLong);
+  return at::tensor(start, at::kLong).to(testing::device());
 }
 
 struct Shape {
@@ -30,7 +30,9 @@ AttentionOptions options(int64_t chunk, int64_t dk, int64_t previous_chunks = 0,
 
 auto from_zero(const AttentionOptions& o, decltype(attention)* f) {
   return [=](const Tensors& in) {
-    return Tensors{f(in[0], in[1], in[2], at::zeros({in[0].size(0)}, at::kLong), o, std::nullopt)};
+    return Tensors{f(in[0], in[1], in[2],
+                     at::zeros({in[0].size(0)}, at::TensorOptions(in[0].device()).dtype(at::kLong)), o,
+                     std::nullopt)};
   };
 }
 
@@ -71,7 +73,7 @@ TEST(Attention, DropsTheSameWeightsForwardAndBackward) {
 }
 
 TEST(Attention, DropoutKeepsTheMean) {
-  const auto q = testing::random({1, 256, 2, 8}), v = at::ones({1, 256, 2, 4});
+  const auto q = testing::random({1, 256, 2, 8}), v = at::ones_like(q).narrow(3, 0, 4);
   const auto start = starts({0});
   double mean = 0;
   auto o = options(0, 8, 0, 0.25);

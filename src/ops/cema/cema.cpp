@@ -42,6 +42,11 @@ void check(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q, const 
   }
 }
 
+// The CUDA kernels take as many components as any preset has, and twice that.
+bool has_kernel(const at::Tensor& x, const at::Tensor& p) {
+  return has_fast_kernel(x) && (x.is_cpu() || p.size(1) <= 32);
+}
+
 // Pairs of floats in memory, whatever lazy conjugation the tensor carries.
 at::Tensor plain(const at::Tensor& x) {
   return x.resolve_conj().contiguous();
@@ -77,7 +82,7 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& x, const at::Te
                                                const at::Tensor& eta, const at::Tensor& omega,
                                                const Optional& h0) {
   check(x, p, q, eta, omega, h0);
-  if (!has_fast_kernel(x)) {
+  if (!has_kernel(x, p)) {
     auto result = cema_reference(x, p, q, eta, omega, h0);
     return {result.y, result.h_last};
   }
@@ -141,7 +146,7 @@ std::tuple<at::Tensor, at::Tensor> autograd(const at::Tensor& x, const at::Tenso
                                             const at::Tensor& eta, const at::Tensor& omega,
                                             const Optional& h0) {
   check(x, p, q, eta, omega, h0);
-  if (!has_fast_kernel(x)) {
+  if (!has_kernel(x, p)) {
     auto result = cema_reference(x, p, q, eta, omega, h0);
     return {result.y, result.h_last};
   }

@@ -109,7 +109,7 @@ TEST(Cema, TwoRunsGiveTheSameBits) {
     at::manual_seed(3);
     Tensors in{at::randn({3, 90, 40}), at::rand({40, 16}), at::polar(at::rand({40, 16}), at::rand({40, 16})),
                at::complex(at::randn({40, 16}), at::randn({40, 16})), at::randn({40})};
-    for (auto& t : in) t.set_requires_grad(true);
+    for (auto& t : in) t = t.to(testing::device()).set_requires_grad(true);
     cema(in[0], in[1], in[2], in[3], in[4]).y.square().sum().backward();
     Tensors gradients;
     for (auto& t : in) gradients.push_back(t.grad());

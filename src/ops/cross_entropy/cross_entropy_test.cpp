@@ -11,7 +11,7 @@ using testing::Tensors;
 at::Tensor targets_for(int64_t T, int64_t V) {
   auto targets = at::arange(T).remainder(V);
   if (T > 2) targets[T / 2] = kIgnoredTarget;
-  return targets;
+  return targets.to(testing::device());
 }
 
 TEST(CrossEntropy, GradientsMeetFiniteDifferences) {
@@ -29,7 +29,9 @@ TEST(CrossEntropy, AgreesWithReference) {
         const auto targets = targets_for(T, V);
         testing::expect_agreement(
             [&](const Tensors& in) { return Tensors{cross_entropy(in[0], targets)}; },
-            [&](const Tensors& in) { return Tensors{cross_entropy_reference(in[0], targets)}; },
+            [&](const Tensors& in) {
+              return Tensors{cross_entropy_reference(in[0], testing::beside(in[0], targets))};
+            },
             {(testing::random({T, V}) * scale - 50).to(type)});
       }
     }
@@ -38,7 +40,8 @@ TEST(CrossEntropy, AgreesWithReference) {
 
 // The target's logit leads by 20: nll and its gradient are some 1e-9.
 TEST(CrossEntropy, IsAccurateWhereTheTargetIsNearlySure) {
-  const auto logits = at::zeros({1, 3}, at::kDouble), targets = at::zeros({1}, at::kLong);
+  const auto logits = at::zeros({1, 3}, at::TensorOptions(testing::device()).dtype(at::kDouble));
+  const auto targets = at::zeros({1}, logits.options().dtype(at::kLong));
   logits[0][0] = 20;
   const auto gradient = [&](at::ScalarType type) {
     auto leaf = logits.to(type).set_requires_grad(true);
@@ -51,17 +54,18 @@ TEST(CrossEntropy, IsAccurateWhereTheTargetIsNearlySure) {
 }
 
 TEST(CrossEntropy, ShowsNotANumber) {
-  const auto logits = testing::random({3, 40}), targets = at::zeros({3}, at::kLong);
+  const auto logits = testing::random({3, 40}), targets = at::zeros({3}, logits.options().dtype(at::kLong));
   logits[1][7] = NAN;
   const auto nll = cross_entropy(logits, targets);
-  EXPECT_TRUE(nll.isnan().equal(at::tensor({0, 1, 0}).to(at::kBool)));
+  EXPECT_TRUE(nll.isnan().cpu().equal(at::tensor({0, 1, 0}).to(at::kBool)));
 }
 
 TEST(CrossEntropy, IgnoresWithoutGradient) {
-  auto logits = at::full({2, 5}, INFINITY);
+  auto logits = at::full({2, 5}, INFINITY, testing::device());
   logits[1].fill_(1);
   logits.set_requires_grad(true);
-  const auto nll = cross_entropy(logits, at::tensor({kIgnoredTarget, int64_t{3}}, at::kLong));
+  const auto nll =
+      cross_entropy(logits, at::tensor({kIgnoredTarget, int64_t{3}}, at::kLong).to(logits.device()));
   EXPECT_EQ(nll[0].item<float>(), 0);
   nll.sum().backward();
   EXPECT_EQ(logits.grad()[0].abs().sum().item<float>(), 0);

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kKey = -0x123456789ABCDEF;
 
 TEST(Dropout, KeepsAFunctionOfKeyAndPlace) {
-  const auto y = dropout(at::ones({13}), 0.25, kKey);
+  const auto y = dropout(at::ones({13}, testing::device()), 0.25, kKey);
   for (int64_t i = 0; i < 13; ++i) {
     const auto word =
         philox(static_cast<uint64_t>(kKey), static_cast<uint64_t>(i / 4), 0)[static_cast<size_t>(i % 4)];
@@ -29,7 +29,9 @@ TEST(Dropout, AgreesWithReference) {
           {testing::random(shape, type)});
     }
   }
-  EXPECT_TRUE(dropout(at::ones({5, 7}).t(), 0.3, kKey).equal(dropout_reference(at::ones({7, 5}), 0.3, kKey)));
+  EXPECT_TRUE(dropout(at::ones({5, 7}, testing::device()).t(), 0.3, kKey)
+                  .cpu()
+                  .equal(dropout_reference(at::ones({7, 5}), 0.3, kKey)));
 }
 
 TEST(Dropout, RateZeroIsTheInput) {
@@ -39,7 +41,8 @@ TEST(Dropout, RateZeroIsTheInput) {
 
 TEST(Dropout, KeepsTheShareItShould) {
   for (const double p : {0.1, 0.5, 0.9}) {
-    const double dropped = dropout(at::ones({200000}), p, kKey).eq(0).to(at::kDouble).mean().item<double>();
+    const double dropped =
+        dropout(at::ones({200000}, testing::device()), p, kKey).eq(0).to(at::kDouble).mean().item<double>();
     EXPECT_NEAR(dropped, p, 5 * std::sqrt(p * (1 - p) / 200000)) << p;
   }
 }

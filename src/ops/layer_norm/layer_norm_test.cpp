@@ -51,16 +51,17 @@ TEST(LayerNorm, AgreesAtEveryScale) {
   }
   testing::expect_agreement(affine, affine_reference,
                             {testing::random({65, 40}) + 100, testing::random({40}), testing::random({40})});
-  testing::expect_agreement(affine, affine_reference,
-                            {at::full({3, 40}, 0.1f), testing::random({40}), testing::random({40})});
+  testing::expect_agreement(
+      affine, affine_reference,
+      {at::full({3, 40}, 0.1f, testing::device()), testing::random({40}), testing::random({40})});
 }
 
 TEST(LayerNorm, WeightGradientsDoNotDependOnTheNumberOfThreads) {
   const auto x = testing::random({1000, 24}), upstream = testing::random({1000, 24});
   const auto gradient = [&](int threads) {
     at::set_num_threads(threads);
-    auto w = at::ones({24}).set_requires_grad(true);
-    layer_norm(x, w, at::zeros({24})).backward(upstream);
+    auto w = at::ones({24}, testing::device()).set_requires_grad(true);
+    layer_norm(x, w, at::zeros({24}, testing::device())).backward(upstream);
     return w.grad();
   };
   const int threads = at::get_num_threads();

@@ -9,7 +9,7 @@ namespace {
 using testing::Tensors;
 
 at::Tensor starts(const std::vector<int64_t>& start) {
-  return at::tensor(start, at::kLong);
+  return at::tensor(start, at::kLong).to(testing::device());
 }
 
 auto with(int64_t chunk, double eps, decltype(query_key)* f) {

@@ -64,14 +64,14 @@ TEST(RmsNorm, AgreesAtEveryScale) {
   testing::expect_agreement(with_weight, with_weight_reference,
                             {testing::random({65, 40}) + 100, testing::random({40})});
   testing::expect_agreement(with_weight, with_weight_reference,
-                            {at::full({3, 40}, 0.1f), testing::random({40})});
+                            {at::full({3, 40}, 0.1f, testing::device()), testing::random({40})});
 }
 
 TEST(RmsNorm, WeightGradientsDoNotDependOnTheNumberOfThreads) {
   const auto x = testing::random({1000, 24}), upstream = testing::random({1000, 24});
   const auto gradient = [&](int threads) {
     at::set_num_threads(threads);
-    auto w = at::ones({24}).set_requires_grad(true);
+    auto w = at::ones({24}, testing::device()).set_requires_grad(true);
     rms_norm(x, w).backward(upstream);
     return w.grad();
   };

@@ -11,7 +11,7 @@ namespace {
 using testing::Tensors;
 
 at::Tensor starts(const std::vector<int64_t>& start) {
-  return at::tensor(start, at::kLong);
+  return at::tensor(start, at::kLong).to(testing::device());
 }
 
 TEST(Rope, AgreesWithReference) {
@@ -40,7 +40,7 @@ TEST(Rope, AgreesWithReference) {
 }
 
 TEST(Rope, RotatesAdjacentPairsByTheirAngle) {
-  const auto x = at::tensor({1.0, 0.0, 0.0, 1.0}, at::kDouble).view({1, 1, 1, 4});
+  const auto x = at::tensor({1.0, 0.0, 0.0, 1.0}, at::kDouble).view({1, 1, 1, 4}).to(testing::device());
   const auto y = rope(x, starts({1000003}), 1000, 100.0).view({4});  // position 3; frequencies 1 and 1/10
   const auto want = at::tensor({std::cos(3.0), std::sin(3.0), -std::sin(0.3), std::cos(0.3)}, at::kDouble);
   EXPECT_LE(testing::relative_error(y, want), 1e-14);

@@ -10,7 +10,9 @@ using testing::Tensors;
 constexpr double kEps = 1e-5;
 
 TimestepNormState fresh(int64_t B, int64_t G, at::ScalarType type = at::kFloat) {
-  return {at::zeros({B}, at::kLong), at::zeros({B, G}, type), at::ones({B, G}, type)};
+  const auto statistics = at::TensorOptions(testing::device()).dtype(type);
+  return {at::zeros({B}, statistics.dtype(at::kLong)), at::zeros({B, G}, statistics),
+          at::ones({B, G}, statistics)};
 }
 
 // The recurrence, step by step.
@@ -25,7 +27,8 @@ TimestepNormResult by_steps(const at::Tensor& x, const at::Tensor& weight, const
     const auto c = count.unsqueeze(1).to(x.scalar_type()), n = c + 1;
     const auto new_var = (c * var + s) / n + c / (n * n) * (m - mean).square();
     const auto new_mean = mean + (m - mean) / n;
-    const auto counted = mask ? mask->select(1, t).eq(0).unsqueeze(1) : at::ones({B, 1}, at::kBool);
+    const auto counted =
+        mask ? mask->select(1, t).eq(0).unsqueeze(1) : at::ones({B, 1}, x.options().dtype(at::kBool));
     mean = at::where(counted, new_mean, mean);
     var = at::where(counted, new_var, var);
     count = count + counted.squeeze(1).to(at::kLong);
@@ -55,7 +58,9 @@ template <class F>
 testing::Function with(F op, const Case& c, const std::optional<at::Tensor>& mask) {
   const auto count = at::arange(c.B) + c.count;
   return [op, count, mask](const Tensors& in) {
-    const auto [y, state] = op(in[0], in[1], in[2], TimestepNormState{count, in[3], in[4]}, mask);
+    const auto padding = mask ? std::optional(testing::beside(in[0], *mask)) : std::nullopt;
+    const TimestepNormState before{testing::beside(in[0], count), in[3], in[4]};
+    const auto [y, state] = op(in[0], in[1], in[2], before, padding);
     return Tensors{y, state.mean, state.var};
   };
 }
@@ -115,7 +120,8 @@ TEST(TimestepNorm, AgreesAtEveryScale) {
 }
 
 TEST(TimestepNorm, ConstantInputsAreZeroWithoutNan) {
-  const auto w = at::zeros({8}), x = at::full({1, 50, 8}, 3.0).set_requires_grad(true);
+  const auto w = at::zeros({8}, testing::device()),
+             x = at::full({1, 50, 8}, 3.0, testing::device()).set_requires_grad(true);
   const auto [y, state] = timestep_norm(x, w, w, fresh(1, 2));
   EXPECT_EQ(y.abs().max().item<float>(), 0);
   EXPECT_EQ(state.var.abs().max().item<float>(), 0);
@@ -127,7 +133,7 @@ TEST(TimestepNorm, PaddingIsZeroAndLeavesTheRestAlone) {
   const Case c{2, 12, 8, 2};
   auto in = inputs(c);
   const auto x = in[0].slice(0, 0, 1), w = in[1], b = in[2];
-  const auto mask = at::zeros({1, 12}, at::kByte);
+  const auto mask = at::zeros({1, 12}, at::TensorOptions(x.device()).dtype(at::kByte));
   for (const int64_t t : {0, 1, 5, 11}) mask[0][t] = 1;
   const auto kept = mask.eq(0).nonzero().select(1, 1);
   auto padded_x = x.masked_fill(mask.ne(0).unsqueeze(-1), NAN).set_requires_grad(true);

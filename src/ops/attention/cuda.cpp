@@ -1,0 +1,231 @@
+#include "ops/attention/cuda.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "ops/cuda_launch.h"
+
+// Attention of Megalodon's few and wide heads is matrix products above all: those of cuBLAS, over blocks of
+// queries and the keys up to the block's end, with kernels of our own between. Small heads go through torch's
+// flash attention.
+namespace megalodon::ops {
+namespace {
+using Optional = std::optional<at::Tensor>;
+using Pair = std::tuple<at::Tensor, at::Tensor>;
+using Triple = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+constexpr int64_t kBlock = 512;                     // queries whose scores are in memory at once
+constexpr int64_t kMostWeights = int64_t{1} << 28;  // elements of a matrix of weights over some chunks
+
+// Chunks of equal length that lie at equal distances: positions first + i step .. + length - 1 of the B L
+// positions.
+struct Chunks {
+  int64_t count, length, first, step;
+
+  // [count, length, heads, d] of x [B, L, heads, d].
+  at::Tensor of(const at::Tensor& x) const {
+    const int64_t width = x.size(2) * x.size(3);
+    return x.as_strided({count, length, x.size(2), x.size(3)}, {step * width, width, x.size(3), 1},
+                        x.storage_offset() + first * width);
+  }
+};
+
+// All chunks of B sequences, in runs of equal length and distance.
+std::vector<Chunks> chunks_of(int64_t B, int64_t L, int64_t c) {
+  std::vector<Chunks> all;
+  const int64_t whole = L / c, rest = L % c;
+  if (rest == 0) {
+    all.push_back({B * whole, c, 0, c});
+  } else {
+    for (int64_t b = 0; b < B && whole > 0; ++b) all.push_back({whole, c, b * L, c});
+    all.push_back({B, rest, whole * c, L});
+  }
+  std::vector<Chunks> small;
+  for (const auto& run : all) {
+    const int64_t most = std::max<int64_t>(1, kMostWeights / (run.length * run.length));
+    for (int64_t i = 0; i < run.count; i += most)
+      small.push_back({std::min(most, run.count - i), run.length, run.first + i * run.step, run.step});
+  }
+  return small;
+}
+
+at::Tensor product_in_float(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == at::kFloat ? at::bmm(a, b) : at::bmm(a, b, at::kFloat);
+}
+
+bool is_flash(const at::Tensor& q, const at::Tensor& v) {
+  return q.scalar_type() == at::kBFloat16 && q.size(3) == v.size(3) && q.size(3) <= 256 && q.size(3) % 8 == 0;
+}
+
+// One head of some chunks.
+struct Head {
+  at::Tensor q, k, v;  // [count, length, d]
+  cuda::Scores scores;
+
+  // The block of queries from `first` on: scores in float32, [count, queries, keys].
+  at::Tensor block(int64_t first) {
+    scores.first = first;
+    scores.queries = std::min(kBlock, q.size(1) - first);
+    scores.keys = first + scores.queries;
+    return product_in_float(q.narrow(1, first, scores.queries), k.narrow(1, 0, scores.keys).transpose(1, 2));
+  }
+};
+
+Head head_of(const Chunks& chunks, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t h,
+             double scale) {
+  const int64_t H = q.size(2), of_key = h / (H / k.size(2));
+  return {chunks.of(q).select(2, h),
+          chunks.of(k).select(2, of_key),
+          chunks.of(v).select(2, of_key),
+          {.matrices = chunks.count,
+           .queries = 0,
+           .first = 0,
+           .keys = 0,
+           .scale = static_cast<float>(scale),
+           .matrix_step = chunks.step * H,
+           .query_step = H}};
+}
+
+// The number [B, L, H] of the first query of a block.
+float* number_of(const at::Tensor& numbers, const Chunks& chunks, int64_t query, int64_t h) {
+  return mutable_pointer<float>(numbers) + (chunks.first + query) * numbers.size(2) + h;
+}
+
+void forward_head(Head head, const Chunks& chunks, int64_t h, const at::Tensor& lse, const at::Tensor& o) {
+  for (int64_t first = 0; first < chunks.length; first += kBlock) {
+    const auto scores = head.block(first);
+    const auto weights = at::empty(scores.sizes(), o.options());
+    launch_typed(o, [&]<class T>(T*, cudaStream_t stream) {
+      cuda::causal_softmax(head.scores, pointer<float>(scores), mutable_pointer<T>(weights),
+                           number_of(lse, chunks, first, h), stream);
+    });
+    auto out = o.narrow(1, first, head.scores.queries);
+    at::bmm_out(out, weights, head.v.narrow(1, 0, head.scores.keys));
+  }
+}
+
+struct Gradients {
+  at::Tensor dq, dk, dv;  // [count, length, d]
+};
+
+void backward_head(Head head, const Chunks& chunks, int64_t h, const at::Tensor& lse, const at::Tensor& delta,
+                   const at::Tensor& d_o, Gradients out) {
+  const int64_t c = chunks.length;
+  const auto weights = at::empty({chunks.count, c, c}, d_o.options()), d_scores = at::empty_like(weights);
+  for (int64_t first = 0; first < c; first += kBlock) {
+    const auto scores = head.block(first);
+    const int64_t queries = head.scores.queries, keys = head.scores.keys;
+    const auto d_weights =
+        product_in_float(d_o.narrow(1, first, queries), head.v.narrow(1, 0, keys).transpose(1, 2));
+    launch_typed(d_o, [&]<class T>(T*, cudaStream_t stream) {
+      cuda::causal_softmax_backward(head.scores, pointer<float>(scores), pointer<float>(d_weights),
+                                    number_of(lse, chunks, first, h), number_of(delta, chunks, first, h), c,
+                                    mutable_pointer<T>(weights) + first * c,
+                                    mutable_pointer<T>(d_scores) + first * c, stream);
+    });
+    auto dq = out.dq.narrow(1, first, queries);
+    at::bmm_out(dq, d_scores.narrow(1, first, queries).narrow(2, 0, keys), head.k.narrow(1, 0, keys));
+  }
+  for (int64_t first = 0; first < c; first += kBlock) {  // of keys: the queries from the first on see them
+    const int64_t keys = std::min(kBlock, c - first), queries = c - first;
+    const auto seen = [&](const at::Tensor& x) {
+      return x.narrow(1, first, queries).narrow(2, first, keys).transpose(1, 2);
+    };
+    auto dk = out.dk.narrow(1, first, keys), dv = out.dv.narrow(1, first, keys);
+    at::bmm_out(dk, seen(d_scores), head.q.narrow(1, first, queries));
+    at::bmm_out(dv, seen(weights), d_o.narrow(1, first, queries));
+  }
+}
+
+// o, and the logarithms of the softmax's denominators [B, L, H].
+Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
+             const Optional& /*cache_k*/, const Optional& /*cache_v*/, int64_t chunk,
+             int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
+  const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous();
+  const int64_t B = q.size(0), L = q.size(1), H = q.size(2);
+  const auto o = at::empty({B, L, H, v.size(3)}, q.options());
+  const auto lse = at::empty({B, L, H}, q.options().dtype(at::kFloat));
+  if (o.numel() == 0) return {o, lse};
+  for (const auto& chunks : chunks_of(B, L, chunk > 0 ? std::min(chunk, L) : L)) {
+    const auto o_part = chunks.of(o);
+    if (is_flash(q, v)) {
+      const auto by_head = [&](const at::Tensor& x) { return chunks.of(x).transpose(1, 2); };
+      const auto result = at::_scaled_dot_product_flash_attention(by_head(q_), by_head(k_), by_head(v_), 0,
+                                                                  /*is_causal=*/true, false, scale);
+      o_part.copy_(std::get<0>(result).transpose(1, 2));
+      chunks.of(lse.unsqueeze(3)).squeeze(3).copy_(std::get<1>(result).transpose(1, 2));
+      continue;
+    }
+    for (int64_t h = 0; h < H; ++h)
+      forward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, o_part.select(2, h));
+  }
+  return {o, lse};
+}
+
+void flash_backward(const Chunks& chunks, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                    const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o, double scale,
+                    const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) {
+  const auto by_head = [&](const at::Tensor& x) { return chunks.of(x).transpose(1, 2); };
+  const auto no_dropout = at::empty({2}, q.options().dtype(at::kLong));
+  const auto [dq_part, dk_part, dv_part] = at::_scaled_dot_product_flash_attention_backward(
+      by_head(d_o), by_head(q), by_head(k), by_head(v), by_head(o),
+      chunks.of(lse.unsqueeze(3)).squeeze(3).transpose(1, 2).contiguous(), {}, {}, chunks.length,
+      chunks.length, 0,
+      /*is_causal=*/true, no_dropout, no_dropout, scale);
+  chunks.of(dq).copy_(dq_part.transpose(1, 2));
+  chunks.of(dk).copy_(dk_part.transpose(1, 2));
+  chunks.of(dv).copy_(dv_part.transpose(1, 2));
+}
+
+Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
+                const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o, int64_t chunk,
+                int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
+  const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous(), d_o_ = d_o.contiguous();
+  const int64_t B = q.size(0), L = q.size(1), H = q.size(2), Hkv = k.size(2);
+  const bool flash = is_flash(q, v);
+  // Query heads that share a key head give its gradient a part each.
+  const auto of_queries = [&](const at::Tensor& x) {
+    return flash || H == Hkv ? at::empty_like(x) : at::empty({B, L, H, x.size(3)}, x.options());
+  };
+  const auto dq = at::empty_like(q_), dk = of_queries(k_), dv = of_queries(v_);
+  const auto delta = at::empty_like(lse);
+  if (!flash && delta.numel() > 0) {
+    launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
+      cuda::row_products(pointer<T>(o), pointer<T>(d_o_), delta.numel(), o.size(3),
+                         mutable_pointer<float>(delta), stream);
+    });
+  }
+  for (const auto& chunks : chunks_of(B, L, chunk > 0 ? std::min(chunk, L) : L)) {
+    if (flash) {
+      flash_backward(chunks, q_, k_, v_, o, lse, d_o_, scale, dq, dk, dv);
+      continue;
+    }
+    for (int64_t h = 0; h < H; ++h) {
+      const auto of_head = [&](const at::Tensor& x) { return chunks.of(x).select(2, h); };
+      backward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, delta, of_head(d_o_),
+                    {of_head(dq), of_head(dk), of_head(dv)});
+    }
+  }
+  const auto of_keys = [&](const at::Tensor& x) {
+    return x.size(2) == Hkv ? x
+                            : x.unflatten(2, {Hkv, H / Hkv}).sum(3, false, at::kFloat).to(x.scalar_type());
+  };
+  return {dq, of_keys(dk), of_keys(dv)};
+}
+
+at::Tensor infer(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
+                 const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
+                 double scale, double dropout, int64_t dropout_key) {
+  return std::get<0>(
+      forward(q, k, v, start, cache_k, cache_v, chunk, previous_chunks, scale, dropout, dropout_key));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
+  m.impl("attention", &infer);
+  m.impl("attention_forward", &forward);
+  m.impl("attention_backward", &backward);
+}
+
+}  // namespace megalodon::ops

@@ -1,0 +1,39 @@
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "ops/bfloat16.h"
+
+namespace megalodon::ops::cuda {
+
+// Scores of some queries of each of many chunks against the keys of their chunk: [matrices, queries, keys].
+// The query i of them stands at `first` + i in its chunk and sees the keys up to there; the others' weights
+// are 0.
+struct Scores {
+  std::int64_t matrices, queries, first, keys;
+  float scale;
+  // Of arrays with a number for each query, from their first: steps from chunk to chunk and from query to
+  // query.
+  std::int64_t matrix_step, query_step;
+};
+
+// Softmax of scores times scale into weights [matrices, queries, keys]; lse: the logarithms of the
+// denominators.
+template <class T>
+void causal_softmax(const Scores& shape, const float* scores, T* weights, float* lse, cudaStream_t stream);
+
+// The weights again from scores and lse, and from the gradients of the weights those of the scores,
+// weights (d_weights - delta) scale: rows of matrices [keys_of_chunk, keys_of_chunk], the first query's
+// given.
+template <class T>
+void causal_softmax_backward(const Scores& shape, const float* scores, const float* d_weights,
+                             const float* lse, const float* delta, std::int64_t keys_of_chunk, T* weights,
+                             T* d_scores, cudaStream_t stream);
+
+// delta [rows]: the products of o and d_o [rows, d], which the softmax's gradient takes off.
+template <class T>
+void row_products(const T* o, const T* d_o, std::int64_t rows, std::int64_t d, float* delta,
+                  cudaStream_t stream);
+
+}  // namespace megalodon::ops::cuda

@@ -1,0 +1,110 @@
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ops/bfloat16.h"
+
+// What the CUDA kernels share: numbers in memory, in packs of 16 bytes where they lie so, and sums over a
+// block.
+namespace megalodon::ops::cuda {
+
+__device__ inline float to_float(float x) {
+  return x;
+}
+__device__ inline float to_float(Bfloat16 x) {
+  return __uint_as_float(static_cast<std::uint32_t>(x.bits) << 16);
+}
+template <class T>
+__device__ T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline Bfloat16 from_float<Bfloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+
+template <class T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T value[V];
+};
+
+// V neighbouring elements, as float.
+template <int V, class T>
+__device__ inline void load(const T* from, float (&to)[V]) {
+  const auto pack = *reinterpret_cast<const Pack<T, V>*>(from);
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = to_float(pack.value[i]);
+}
+template <int V, class T>
+__device__ inline void store(const float (&from)[V], T* to) {
+  Pack<T, V> pack;
+#pragma unroll
+  for (int i = 0; i < V; ++i) pack.value[i] = from_float<T>(from[i]);
+  *reinterpret_cast<Pack<T, V>*>(to) = pack;
+}
+
+template <int V>
+struct Width {
+  static constexpr int value = V;
+};
+
+// Calls f(Width<V>{}) with the elements of a 16-byte pack where rows of D elements of T at all of `pointers`
+// (null or not) can be read in packs, else with 1.
+template <class T, class F, class... P>
+void with_pack_width(std::int64_t D, F&& f, const P*... pointers) {
+  constexpr int V = 16 / sizeof(T);
+  const auto bits = (std::uintptr_t{0} | ... | reinterpret_cast<std::uintptr_t>(pointers));
+  if (D % V == 0 && bits % 16 == 0) {
+    f(Width<V>{});
+  } else {
+    f(Width<1>{});
+  }
+}
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+inline unsigned grid_size(std::int64_t blocks, std::int64_t most = 0x7fffffff) {
+  return static_cast<unsigned>(blocks < most ? blocks : most);
+}
+
+// Threads for a row of `items`: whole warps, at most 256.
+inline unsigned threads_for(std::int64_t items) {
+  return static_cast<unsigned>(items >= 256 ? 256 : ceil_div(items, 32) * 32);
+}
+
+// More than 48 KB of dynamic shared memory must be asked for.
+template <class Kernel>
+void allow_shared_memory(Kernel kernel, std::size_t bytes) {
+  if (bytes > 48 * 1024)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+
+// Each value becomes its sum over the block's threads (whole warps), in an order that depends on their number
+// alone.
+template <int K>
+__device__ inline void block_sum(float (&values)[K]) {
+  __shared__ float partial[K][32];
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    values[k] = warp_sum(values[k]);
+    if (lane == 0) partial[k][warp] = values[k];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < K; ++k) values[k] = warp_sum(lane < warps ? partial[k][lane] : 0);
+  __syncthreads();
+}
+
+}  // namespace megalodon::ops::cuda

@@ -1,0 +1,24 @@
+#pragma once
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <string>
+
+namespace megalodon::ops {
+
+// The device that `wanted` names: "cpu"; "cuda", a request error where there is none; "auto" or "": CUDA
+// where there is a GPU and the plugin, else the CPU. All CUDA code is in that plugin, libmegalodon_cuda.so
+// beside the program or in the lib folder beside its own; it is loaded when CUDA is first asked for, which
+// must come before anything asks torch about CUDA.
+at::Device open_device(const std::string& wanted);
+
+// Waits for the work that `device` was given.
+void synchronize(at::Device device);
+
+// Most memory that tensors on a CUDA device have taken since the process started, in bytes.
+int64_t peak_device_bytes(at::Device device);
+
+// Whether the operators have kernels for CUDA tensors: the plugin is loaded.
+bool has_cuda_kernels();
+
+}  // namespace megalodon::ops

@@ -1,0 +1,116 @@
+#include "ops/timestep_norm/cuda.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "ops/cuda_launch.h"
+
+namespace megalodon::ops {
+namespace {
+using Mask = std::optional<at::Tensor>;
+using Tensors4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Tensors6 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// The kernels' scratch memory.
+struct Work {
+  at::Tensor tile, step;
+  cuda::TimestepNormWork pointers;
+
+  Work(const cuda::TimestepNormShape& s, const at::TensorOptions& statistics, int64_t per_step) {
+    const int64_t tiles = (s.L + cuda::kTimestepNormTile - 1) / cuda::kTimestepNormTile;
+    tile = at::empty({s.B, tiles, 4, s.G}, statistics.dtype(at::kDouble));
+    step = at::empty({s.B, s.L, per_step, s.G}, statistics);
+    pointers = {tiles, mutable_pointer<double>(tile), mutable_pointer<float>(step)};
+  }
+};
+
+Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                     const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
+                     const Mask& padding_mask, double eps, bool keep_steps) {
+  const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), mean.size(1)};
+  const auto x_ = x.contiguous(), weight_ = weight.contiguous(), bias_ = bias.contiguous();
+  const auto count_ = count.contiguous(), mean_ = mean.contiguous(), var_ = var.contiguous();
+  const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
+  const auto y = at::empty_like(x_), last_mean = at::empty_like(mean_), last_var = at::empty_like(var_);
+  const auto steps = [&] {
+    return keep_steps ? at::empty({shape.B, shape.L, shape.G}, mean_.options()) : at::Tensor();
+  };
+  const auto step_mean = steps(), step_rstd = steps();
+  const Work work(shape, mean_.options(), 2);
+  launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
+    cuda::timestep_norm_forward<T>(shape,
+                                   {.x = pointer<T>(x_),
+                                    .weight = pointer<float>(weight_),
+                                    .bias = pointer<float>(bias_),
+                                    .count = pointer<int64_t>(count_),
+                                    .mean = pointer<float>(mean_),
+                                    .var = pointer<float>(var_),
+                                    .mask = pointer<uint8_t>(mask),
+                                    .eps = static_cast<float>(eps),
+                                    .y = mutable_pointer<T>(y),
+                                    .last_mean = mutable_pointer<float>(last_mean),
+                                    .last_var = mutable_pointer<float>(last_var),
+                                    .step_mean = mutable_pointer<float>(step_mean),
+                                    .step_rstd = mutable_pointer<float>(step_rstd)},
+                                   work.pointers, stream);
+  });
+  const auto last_count = padding_mask ? count + padding_mask->eq(0).sum(1) : count + shape.L;
+  return {y, last_count, last_mean, last_var, step_mean, step_rstd};
+}
+
+Tensors4 infer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& count,
+               const at::Tensor& mean, const at::Tensor& var, const Mask& padding_mask, double eps) {
+  const auto [y, last_count, last_mean, last_var, step_mean, step_rstd] =
+      run_forward(x, weight, bias, count, mean, var, padding_mask, eps, false);
+  return {y, last_count, last_mean, last_var};
+}
+
+Tensors6 forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                 const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
+                 const Mask& padding_mask, double eps) {
+  return run_forward(x, weight, bias, count, mean, var, padding_mask, eps, true);
+}
+
+Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& last_count,
+                  const Mask& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
+                  const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var) {
+  const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), step_mean.size(2)};
+  const auto x_ = x.contiguous(), weight_ = weight.contiguous(), dy_ = dy.contiguous();
+  const auto count_ = last_count.contiguous();
+  const auto d_last_mean_ = d_last_mean.contiguous(), d_last_var_ = d_last_var.contiguous();
+  const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
+  const auto dx = at::empty_like(x_), d_mean = at::empty_like(d_last_mean_), d_var = at::empty_like(d_mean);
+  const Work work(shape, step_mean.options(), 3);
+  const auto sums = at::empty({shape.B * work.pointers.tiles, 2, shape.D}, step_mean.options());
+  launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
+    cuda::timestep_norm_backward<T>(shape,
+                                    {.x = pointer<T>(x_),
+                                     .dy = pointer<T>(dy_),
+                                     .weight = pointer<float>(weight_),
+                                     .last_count = pointer<int64_t>(count_),
+                                     .mask = pointer<uint8_t>(mask),
+                                     .step_mean = pointer<float>(step_mean),
+                                     .step_rstd = pointer<float>(step_rstd),
+                                     .d_last_mean = pointer<float>(d_last_mean_),
+                                     .d_last_var = pointer<float>(d_last_var_),
+                                     .dx = mutable_pointer<T>(dx),
+                                     .d_weight = nullptr,
+                                     .d_bias = nullptr,
+                                     .d_mean = mutable_pointer<float>(d_mean),
+                                     .d_var = mutable_pointer<float>(d_var)},
+                                    work.pointers, mutable_pointer<float>(sums), stream);
+  });
+  const auto d_parameters = sum_of_blocks(sums);
+  return {dx, d_parameters[0], d_parameters[1], d_mean, d_var};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
+  m.impl("timestep_norm", &infer);
+  m.impl("timestep_norm_forward", &forward);
+  m.impl("timestep_norm_backward", &backward);
+}
+
+}  // namespace megalodon::ops
