@@ -113,7 +113,9 @@ std::optional<std::int64_t> parse_count(std::string_view text) {
 
 std::vector<std::string> digits_and(std::string_view signs) {
   std::vector<std::string> symbols;
-  for (const char c : std::string("0123456789").append(signs)) symbols.emplace_back(1, c);
+  for (const std::string_view part : {std::string_view("0123456789"), signs}) {
+    for (const char c : part) symbols.emplace_back(1, c);
+  }
   return symbols;
 }
 
