@@ -238,6 +238,13 @@ void forward(const AttentionSizes& sizes, const AttentionInputs<typename U::Elem
 
 // --- Few queries, as in decoding: each key and value is read once, where it lies, and nothing is packed.
 
+// The cache lines of n elements at p, on their way before they are needed.
+template <class T>
+HWY_INLINE void prefetch(const T* p, std::int64_t n) {
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < n; i += kLine) __builtin_prefetch(p + i, 0, 2);
+}
+
 // The keys begin .. end-1 for all query rows (head by head) of a task whose keys and values are those of all
 // key heads, so that they are read as they lie. Results to be joined with those of the other keys: for each
 // row its maximum, its sum of weights, and its sum of weighted values [dv], `row` floats apart.
@@ -256,13 +263,16 @@ void decode(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Tas
   }
   for (std::int64_t j = begin; j < end; ++j) {
     const T* const keys = task.key(sizes, in, j);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const T* const key = keys + r / of_key * sizes.dk;
-      auto sum = hn::Zero(kFloat);
-      for_vectors(sizes.dk, [&](std::int64_t i, auto part) HWY_ATTR {
-        sum = hn::MulAdd(load(key + i, part), load(q + r * q_row + i), sum);
-      });
-      s[r * s_row + j - begin] = sum_of_lanes(sum);
+    prefetch(task.value(sizes, in, j), sizes.Hkv * sizes.dv);
+    for (std::int64_t g = 0; g < sizes.Hkv; ++g) {
+      const T* const key = keys + g * sizes.dk;
+      for (std::int64_t r = g * of_key; r < (g + 1) * of_key; ++r) {
+        auto sum = hn::Zero(kFloat);
+        for_vectors(sizes.dk, [&](std::int64_t i, auto part) HWY_ATTR {
+          sum = hn::MulAdd(load(key + i, part), load(q + r * q_row + i), sum);
+        });
+        s[r * s_row + j - begin] = sum_of_lanes(sum);
+      }
     }
   }
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -278,16 +288,17 @@ void decode(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Tas
   for (std::int64_t j = begin; j < end; j += kAtOnce) {
     const T* values[kAtOnce];  // beyond the end: the last one, with weight zero in the padding of s
     for (std::int64_t v = 0; v < kAtOnce; ++v) values[v] = task.value(sizes, in, std::min(j + v, end - 1));
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const float* const weight = s + r * s_row + j - begin;
-      float* const out = parts + r * row + 2;
-      const std::int64_t at = r / of_key * sizes.dv;
-      for_vectors(sizes.dv, [&](std::int64_t i, auto part) HWY_ATTR {
-        auto sum = load(out + i, part);
-        for (std::int64_t v = 0; v < kAtOnce; ++v)
-          sum = hn::MulAdd(hn::Set(kFloat, weight[v]), load(values[v] + at + i, part), sum);
-        store(sum, out + i, part);
-      });
+    for (std::int64_t g = 0; g < sizes.Hkv; ++g) {
+      for (std::int64_t r = g * of_key; r < (g + 1) * of_key; ++r) {
+        const float* const weight = s + r * s_row + j - begin;
+        float* const out = parts + r * row + 2;
+        for_vectors(sizes.dv, [&](std::int64_t i, auto part) HWY_ATTR {
+          auto sum = load(out + i, part);
+          for (std::int64_t v = 0; v < kAtOnce; ++v)
+            sum = hn::MulAdd(hn::Set(kFloat, weight[v]), load(values[v] + g * sizes.dv + i, part), sum);
+          store(sum, out + i, part);
+        });
+      }
     }
   }
 }
@@ -577,12 +588,11 @@ void decode_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, const
                 T* o, float* lse) {
   const std::int64_t row = sizes.dv + 2;
   std::vector<Few> few;
-  std::vector<std::pair<std::size_t, std::int64_t>> parts, rows;  // (task, which of its parts or rows)
+  std::vector<std::pair<std::size_t, std::int64_t>> parts;  // (task, which of its parts)
   std::int64_t total = 0;
   for (const auto& task : tasks) {
     few.push_back({task, (task.keys() + Few::kKeys - 1) / Few::kKeys, total});
     for (std::int64_t p = 0; p < few.back().parts; ++p) parts.emplace_back(few.size() - 1, p);
-    for (std::int64_t r = 0; r < sizes.H * task.queries; ++r) rows.emplace_back(few.size() - 1, r);
     total += few.back().parts * sizes.H * task.queries;
   }
   const auto results = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(total * row));
@@ -595,14 +605,16 @@ void decode_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, const
                 row, workspace);
   });
   const auto join_parts = MEGALODON_DISPATCH(join<T>);
-  for_all(static_cast<std::int64_t>(rows.size()), [&](std::int64_t i, Workspace& workspace) {
-    const auto [index, r] = rows[static_cast<std::size_t>(i)];
-    const auto& [task, count, offset] = few[index];
-    const std::int64_t query = r % task.queries, h = r / task.queries;
+  for_all(static_cast<std::int64_t>(few.size()), [&](std::int64_t index, Workspace& workspace) {
+    const auto& [task, count, offset] = few[static_cast<std::size_t>(index)];
     workspace.reset();
-    join_parts(results.get() + (offset + r) * row, count, sizes.H * task.queries * row, sizes.dv,
-               workspace.take<float>(sizes.dv), o + task.query(sizes, query, h) * sizes.dv,
-               lse + task.head(sizes, h) * sizes.L + task.t + query);
+    auto* const sums = workspace.take<float>(sizes.dv);
+    for (std::int64_t r = 0; r < sizes.H * task.queries; ++r) {
+      const std::int64_t query = r % task.queries, h = r / task.queries;
+      join_parts(results.get() + (offset + r) * row, count, sizes.H * task.queries * row, sizes.dv, sums,
+                 o + task.query(sizes, query, h) * sizes.dv,
+                 lse + task.head(sizes, h) * sizes.L + task.t + query);
+    }
   });
 }
 
