@@ -18,68 +18,108 @@ at::Tensor plain(const at::Tensor& x) {
   return x.resolve_conj().contiguous();
 }
 
-// Contiguous arguments, held while their pointers are used.
+// Contiguous arguments, held while their pointers are used. The steps before `first` go to the tensor cores.
 struct Arguments {
   at::Tensor x, p, q, eta, omega, h0;
   cuda::CemaShape shape;
-  cuda::CemaCut cut;
+  int64_t first = 0;
 
   Arguments(const at::Tensor& x_in, const at::Tensor& p_in, const at::Tensor& q_in, const at::Tensor& eta_in,
             const at::Tensor& omega_in, const Optional& h0_in)
-      : x(x_in.contiguous()),
+      : x(aligned(x_in, 16 / x_in.element_size())),
         p(p_in.contiguous()),
         q(plain(q_in)),
         eta(plain(eta_in)),
         omega(omega_in.contiguous()),
         h0(h0_in ? plain(*h0_in) : at::Tensor()),
-        shape{x.size(0), x.size(1), x.size(2), p.size(1)},
-        cut(cuda::cema_cut(shape)) {
-    TORCH_CHECK(shape.N <= cuda::kMostCemaComponents, "[cema] p: expected at most ",
-                cuda::kMostCemaComponents, " components a feature on a CUDA device, got ", shape.N);
+        shape{x.size(0), x.size(1), x.size(2), p.size(1)} {
+    TORCH_CHECK(shape.N <= cuda::kMostCemaComponents, "[cema] p: expected at most ", cuda::kMostCemaComponents,
+                " components a feature on a CUDA device, got ", shape.N);
+    if (x.scalar_type() == at::kBFloat16 && shape.N <= cuda::kMostBlockComponents &&
+        shape.D % cuda::kCemaTileFeatures == 0)
+      first = shape.L / cuda::kCemaTile * cuda::kCemaTile;
   }
-  cuda::CemaCoefficients coefficients() const {
-    return {floats(p), floats(q), floats(eta), floats(omega), floats(h0)};
+  bool has_tiles() const { return first > 0; }
+  bool has_rest() const { return first < shape.L; }
+  // With the state before `first` as h0 where that is given.
+  cuda::CemaCoefficients coefficients(const at::Tensor& at_first = {}) const {
+    return {floats(p), floats(q), floats(eta), floats(omega), floats(at_first.defined() ? at_first : h0)};
   }
-  at::Tensor states(int64_t count) const {
-    return at::empty({shape.B, count, shape.D, shape.N, 2}, p.options());
-  }
+  at::Tensor states(int64_t count) const { return at::empty({shape.B, count, shape.D, shape.N, 2}, p.options()); }
 };
 
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q,
-                                           const at::Tensor& eta, const at::Tensor& omega,
-                                           const Optional& h0) {
-  const Arguments a(x, p, q, eta, omega, h0);
-  const auto y = at::empty_like(a.x), h_last = at::empty({a.shape.B, a.shape.D, a.shape.N}, a.q.options());
-  const auto segment_state = a.states(a.cut.segments);
-  launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
-    cuda::cema_forward(a.shape, a.coefficients(), pointer<T>(a.x), mutable_pointer<float>(segment_state),
-                       mutable_pointer<T>(y), mutable_pointer<float>(h_last), stream);
+void run_blocks(const Arguments& a, const at::Tensor& x, bool backwards, const at::Tensor& carry_in,
+                const at::Tensor& carry_out, const at::Tensor& tile_state, const at::Tensor& y) {
+  launch(x, [&](cudaStream_t stream) {
+    cuda::cema_blocks(a.shape, a.coefficients(), pointer<Bfloat16>(x), backwards, floats(carry_in),
+                      mutable_pointer<float>(carry_out), mutable_pointer<float>(tile_state),
+                      mutable_pointer<Bfloat16>(y), stream);
   });
-  return {y, h_last};
+}
+
+// The state after the tiles; y, where it is wanted, up to there.
+at::Tensor forward_tiles(const Arguments& a, const at::Tensor& y) {
+  const auto state = a.states(1);
+  run_blocks(a, a.x, false, a.h0, state, {}, y);
+  return state;
+}
+
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q,
+                                           const at::Tensor& eta, const at::Tensor& omega, const Optional& h0) {
+  const Arguments a(x, p, q, eta, omega, h0);
+  const auto y = at::empty_like(a.x);
+  const auto at_first = a.has_tiles() ? forward_tiles(a, y) : at::Tensor();
+  const auto as_state = [&](const at::Tensor& h) {
+    return at::view_as_complex(h.view({a.shape.B, a.shape.D, a.shape.N, 2}));
+  };
+  if (!a.has_rest()) return {y, as_state(at_first)};
+  const auto h_last = a.states(1), segment_state = a.states(cuda::cema_cut(a.shape, a.first).segments);
+  launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
+    cuda::cema_forward(a.shape, a.first, a.coefficients(at_first), pointer<T>(a.x),
+                       mutable_pointer<float>(segment_state), mutable_pointer<T>(y), mutable_pointer<float>(h_last),
+                       stream);
+  });
+  return {y, as_state(h_last)};
 }
 
 Gradients backward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q, const at::Tensor& eta,
-                   const at::Tensor& omega, const Optional& h0, const at::Tensor& dy,
-                   const Optional& dh_last) {
+                   const at::Tensor& omega, const Optional& h0, const at::Tensor& dy, const Optional& dh_last) {
   const Arguments a(x, p, q, eta, omega, h0);
   const auto [B, L, D, N] = a.shape;
-  const auto dy_ = dy.contiguous(), dh_last_ = dh_last ? plain(*dh_last) : at::Tensor();
-  const auto dx = at::empty_like(a.x), dh0 = h0 ? at::empty_like(a.h0) : at::Tensor();
-  const auto segment_state = a.states(a.cut.segments), span_state = a.states(a.cut.spans);
-  const auto sums = at::empty({5 * N + 1, B * a.cut.segments, D}, a.p.options());
-  launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
-    cuda::cema_backward(a.shape, a.coefficients(), pointer<T>(a.x), pointer<T>(dy_), floats(dh_last_),
-                        {mutable_pointer<float>(segment_state), mutable_pointer<float>(span_state),
-                         mutable_pointer<float>(sums)},
-                        mutable_pointer<T>(dx), mutable_pointer<float>(dh0), stream);
-  });
+  const auto dy_ = aligned(dy, 16 / dy.element_size()), dx = at::empty_like(a.x);
+  const auto cut = a.has_rest() ? cuda::cema_cut(a.shape, a.first) : cuda::CemaCut{0, 0};
+  const int64_t tile_rows = a.has_tiles() ? B : 0, rows = tile_rows + B * cut.segments;
+  const auto sums = at::empty({5 * N + 1, rows, D}, a.p.options()), dh0 = a.states(1);
+  auto after = dh_last ? plain(*dh_last) : at::Tensor();  // the gradient of the state after what is left to do
+  if (a.has_rest()) {
+    const auto at_first = a.has_tiles() ? forward_tiles(a, {}) : at::Tensor();
+    const auto segment_state = a.states(cut.segments), span_state = a.states(cut.spans);
+    launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
+      cuda::cema_backward(a.shape, a.first, a.coefficients(at_first), pointer<T>(a.x), pointer<T>(dy_),
+                          floats(after),
+                          {mutable_pointer<float>(segment_state), mutable_pointer<float>(span_state),
+                           mutable_pointer<float>(sums), tile_rows, rows},
+                          mutable_pointer<T>(dx), mutable_pointer<float>(dh0), stream);
+    });
+    after = dh0;
+  }
+  if (a.has_tiles()) {
+    const auto tile_gradient = a.states(L / cuda::kCemaTile), before = a.states(1);
+    run_blocks(a, dy_, true, after, before, tile_gradient, dx);
+    launch(x, [&](cudaStream_t stream) {
+      cuda::cema_blocks_gradients(a.shape, a.coefficients(), pointer<Bfloat16>(a.x), pointer<Bfloat16>(dy_),
+                                  floats(tile_gradient), rows, mutable_pointer<float>(sums), stream);
+    });
+    dh0.copy_(before);
+  }
   const auto total = sums.sum(1, false, at::kDouble).to(at::kFloat).t();  // [D, 5 N + 1]
-  const auto real = [&, n = N](int64_t first) { return total.narrow(1, first, n).contiguous(); };
-  const auto complex = [&, d = D, n = N](int64_t first) {
+  const auto real = [&, n = N](int64_t column) { return total.narrow(1, column, n).contiguous(); };
+  const auto complex = [&, d = D, n = N](int64_t column) {
     return at::view_as_complex(
-        total.narrow(1, first, 2 * n).clone(at::MemoryFormat::Contiguous).view({d, n, 2}));
+        total.narrow(1, column, 2 * n).clone(at::MemoryFormat::Contiguous).view({d, n, 2}));
   };
-  return {dx, real(0), complex(N), complex(3 * N), total.select(1, 5 * N).contiguous(), dh0};
+  return {dx, real(0), complex(N), complex(3 * N), total.select(1, 5 * N).contiguous(),
+          h0 ? at::view_as_complex(dh0.view({B, D, N, 2})) : at::Tensor()};
 }
 
 }  // namespace

@@ -33,9 +33,11 @@ int lanes_of(const CemaShape& s) {
   return lanes;
 }
 
-std::int64_t segment_length(const CemaCut& cut) {
-  return ceil_div(cut.spans, cut.segments) * kCemaSpan;
-}
+// The steps from `first` on, in segments of `length` whose threads share features by `lanes`.
+struct Cut {
+  std::int64_t first, length;
+  int lanes;
+};
 
 // What a thread works on: components n .. n + kOwn - 1 of feature d, in segment blockIdx.y of sequence
 // blockIdx.z.
@@ -44,15 +46,15 @@ struct Place {
   int n;
   bool inside;
 
-  __device__ Place(const CemaShape& s, std::int64_t length, int lanes) {
+  __device__ Place(const CemaShape& s, const Cut& cut) {
     const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
     b = blockIdx.z, segment = blockIdx.y;
-    inside = i / lanes < s.D;
-    d = inside ? i / lanes
+    inside = i / cut.lanes < s.D;
+    d = inside ? i / cut.lanes
                : s.D - 1;  // whole warps go together: the rest repeat the last feature and write nothing
-    n = static_cast<int>(i % lanes) * kOwn;
-    begin = segment * length;
-    end = min(begin + length, s.L);
+    n = static_cast<int>(i % cut.lanes) * kOwn;
+    begin = cut.first + segment * cut.length;
+    end = min(begin + cut.length, s.L);
   }
 };
 
@@ -123,8 +125,8 @@ __device__ void load_run(const T* x, const CemaShape& s, const Place& at, std::i
 // What each segment makes of a zero state.
 template <class T>
 __global__ void forward_segments(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x,
-                                 std::int64_t length, int lanes, float* segment_state) {
-  const Place at(s, length, lanes);
+                                 Cut cut, float* segment_state) {
+  const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
   Complex h[kOwn] = {};
   for (std::int64_t t = at.begin; t < at.end; t += kRun) {
@@ -141,8 +143,8 @@ __global__ void forward_segments(CemaShape s, CemaCoefficients coefficients, con
 // The same backwards: the gradient of the state before each segment, from what its own outputs give.
 template <class T>
 __global__ void backward_segments(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ dy,
-                                  std::int64_t length, int lanes, float* segment_state) {
-  const Place at(s, length, lanes);
+                                  Cut cut, float* segment_state) {
+  const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
   Complex g[kOwn] = {};
   for (std::int64_t t = at.begin + (at.end - at.begin - 1) / kRun * kRun; t >= at.begin; t -= kRun) {
@@ -170,7 +172,7 @@ __device__ double2 power(double2 q, std::int64_t exponent) {
 // What segments make of zero becomes what each starts from; backwards from the last to the first, with
 // conj(q). A thread has one component. `first` [B, D, N, 2], or null for zero.
 __global__ void carry_segments(CemaShape s, const float* q, const float* first, std::int64_t segments,
-                               std::int64_t length, bool backwards, float* segment_state) {
+                               Cut cut, bool backwards, float* segment_state) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x, features = s.D * s.N;
   if (i >= s.B * features) return;
   const std::int64_t b = i / features, component = i % features;
@@ -182,7 +184,7 @@ __global__ void carry_segments(CemaShape s, const float* q, const float* first, 
     float* const state = segment_state + 2 * ((b * segments + segment) * features + component);
     const double2 own{state[0], state[1]};
     state[0] = static_cast<float>(carried.x), state[1] = static_cast<float>(carried.y);
-    const double2 decay = power(q_n, min(length, s.L - segment * length));
+    const double2 decay = power(q_n, min(cut.length, s.L - cut.first - segment * cut.length));
     carried = {decay.x * carried.x - decay.y * carried.y + own.x,
                decay.x * carried.y + decay.y * carried.x + own.y};
   }
@@ -191,15 +193,16 @@ __global__ void carry_segments(CemaShape s, const float* q, const float* first, 
 // Outputs of each segment from its first state, or, without y, the states before its spans.
 template <class T>
 __global__ void forward_outputs(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x,
-                                std::int64_t length, int lanes, const float* segment_state, T* __restrict__ y,
+                                Cut cut, const float* segment_state, T* __restrict__ y,
                                 float* h_last, float* span_state) {
-  const Place at(s, length, lanes);
+  const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
   Complex h[kOwn];
   read_state(s, segment_state, at.b * gridDim.y + at.segment, at, h);
-  const std::int64_t spans = (s.L + kCemaSpan - 1) / kCemaSpan;
+  const std::int64_t spans = (s.L - cut.first + kCemaSpan - 1) / kCemaSpan;
   for (std::int64_t t = at.begin; t < at.end; t += kRun) {
-    if (t % kCemaSpan == 0) write_state(s, span_state, at.b * spans + t / kCemaSpan, at, h);
+    if ((t - cut.first) % kCemaSpan == 0)
+      write_state(s, span_state, at.b * spans + (t - cut.first) / kCemaSpan, at, h);
     float x_t[kRun];
     load_run(x, s, at, t, at.end, x_t);
 #pragma unroll
@@ -210,7 +213,7 @@ __global__ void forward_outputs(CemaShape s, CemaCoefficients coefficients, cons
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) sum += c.eta[i].re * h[i].re - c.eta[i].im * h[i].im;
-      sum = feature_sum(sum, lanes);
+      sum = feature_sum(sum, cut.lanes);
       if (at.n == 0 && at.inside)
         y[(at.b * s.L + t + j) * s.D + at.d] = from_float<T>(sum + c.omega * x_t[j]);
     }
@@ -264,17 +267,18 @@ __device__ void run_back(const CemaShape& s, const Coefficients& c, const Place&
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_outputs(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x,
-                     const T* __restrict__ dy, std::int64_t length, int lanes, const float* segment_gradient,
-                     const float* span_state, T* __restrict__ dx, float* dh0, float* to) {
+                     const T* __restrict__ dy, Cut cut, const float* segment_gradient,
+                     const float* span_state, T* __restrict__ dx, float* dh0, float* to, std::int64_t first_row,
+                     std::int64_t rows) {
   __shared__ Complex saved[kRuns][kOwn][kThreads];
-  const Place at(s, length, lanes);
+  const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
   Complex g[kOwn];
   read_state(s, segment_gradient, at.b * gridDim.y + at.segment, at, g);
   Sums sums;
-  const std::int64_t spans = (s.L + kCemaSpan - 1) / kCemaSpan;
-  for (std::int64_t span = (at.end - 1) / kCemaSpan; span * kCemaSpan >= at.begin; --span) {
-    const std::int64_t first = span * kCemaSpan;
+  const std::int64_t spans = (s.L - cut.first + kCemaSpan - 1) / kCemaSpan;
+  for (std::int64_t span = (at.end - 1 - cut.first) / kCemaSpan; cut.first + span * kCemaSpan >= at.begin; --span) {
+    const std::int64_t first = cut.first + span * kCemaSpan;
     Complex h[kOwn];
     read_state(s, span_state, at.b * spans + span, at, h);
     for (int r = 0; r < kRuns; ++r) {
@@ -290,12 +294,12 @@ __global__ void __launch_bounds__(kThreads)
       if (t >= at.end) continue;
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) h[i] = saved[r][i][threadIdx.x];
-      run_back(s, c, at, t, lanes, x, dy, h, g, sums, dx);
+      run_back(s, c, at, t, cut.lanes, x, dy, h, g, sums, dx);
     }
   }
   if (at.segment == 0) write_state(s, dh0, at.b, at, g);
   if (!at.inside) return;
-  const std::int64_t rows = std::int64_t{gridDim.y} * gridDim.z, row = at.b * gridDim.y + at.segment;
+  const std::int64_t row = first_row + at.b * gridDim.y + at.segment;
   const auto put = [&](std::int64_t what, float value) { to[(what * rows + row) * s.D + at.d] = value; };
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
@@ -310,75 +314,75 @@ __global__ void __launch_bounds__(kThreads)
 
 struct Launch {
   dim3 grid;
-  int lanes;
-  std::int64_t segments, length;
+  Cut cut;
+  std::int64_t segments;
   unsigned carry_blocks;
 
-  explicit Launch(const CemaShape& s) : lanes(lanes_of(s)) {
-    const CemaCut cut = cema_cut(s);
-    segments = cut.segments;
-    length = segment_length(cut);
-    grid = dim3(grid_size(ceil_div(s.D * lanes, kThreads)), static_cast<unsigned>(segments),
+  Launch(const CemaShape& s, std::int64_t first) {
+    const CemaCut c = cema_cut(s, first);
+    segments = c.segments;
+    cut = {first, ceil_div(c.spans, c.segments) * kCemaSpan, lanes_of(s)};
+    grid = dim3(grid_size(ceil_div(s.D * cut.lanes, kThreads)), static_cast<unsigned>(segments),
                 static_cast<unsigned>(s.B));
     carry_blocks = grid_size(ceil_div(s.B * s.D * s.N, kThreads));
   }
 };
 
+// The states that the segments start from; those of the sequences where there is one segment.
+template <class T>
+const float* first_states(const Launch& l, const CemaShape& s, const CemaCoefficients& c, const T* x,
+                          float* segment_state, cudaStream_t stream) {
+  if (l.segments == 1) return c.h0;
+  forward_segments<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.cut, segment_state);
+  carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, c.h0, l.segments, l.cut, false, segment_state);
+  return segment_state;
+}
+template <class T>
+const float* last_gradients(const Launch& l, const CemaShape& s, const CemaCoefficients& c, const T* dy,
+                            const float* dh_last, float* segment_state, cudaStream_t stream) {
+  if (l.segments == 1) return dh_last;
+  backward_segments<<<l.grid, kThreads, 0, stream>>>(s, c, dy, l.cut, segment_state);
+  carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, dh_last, l.segments, l.cut, true, segment_state);
+  return segment_state;
+}
+
 }  // namespace
 
-CemaCut cema_cut(const CemaShape& s) {
+CemaCut cema_cut(const CemaShape& s, std::int64_t first) {
   constexpr std::int64_t kWanted = 132 * 512;  // threads
-  const std::int64_t spans = ceil_div(s.L, kCemaSpan), threads = s.B * s.D * lanes_of(s);
+  const std::int64_t spans = ceil_div(s.L - first, kCemaSpan), threads = s.B * s.D * lanes_of(s);
   const std::int64_t segments = ceil_div(kWanted, threads);
   const std::int64_t length = ceil_div(spans, segments < spans ? segments : spans);
   return {ceil_div(spans, length), spans};
 }
 
 template <class T>
-void cema_forward(const CemaShape& s, const CemaCoefficients& c, const T* x, float* segment_state, T* y,
-                  float* h_last, cudaStream_t stream) {
-  const Launch l(s);
-  if (l.segments > 1) {
-    forward_segments<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.length, l.lanes, segment_state);
-    carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, c.h0, l.segments, l.length, false,
-                                                            segment_state);
-  }
-  forward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.length, l.lanes,
-                                                   l.segments > 1 ? segment_state : c.h0, y, h_last,
-                                                   static_cast<float*>(nullptr));
+void cema_forward(const CemaShape& s, std::int64_t first, const CemaCoefficients& c, const T* x,
+                  float* segment_state, T* y, float* h_last, cudaStream_t stream) {
+  const Launch l(s, first);
+  const float* const states = first_states(l, s, c, x, segment_state, stream);
+  forward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.cut, states, y, h_last, static_cast<float*>(nullptr));
 }
 
 template <class T>
-void cema_backward(const CemaShape& s, const CemaCoefficients& c, const T* x, const T* dy,
-                   const float* dh_last, const CemaBackwardWork& work, T* dx, float* dh0,
-                   cudaStream_t stream) {
-  const Launch l(s);
-  const bool cut = l.segments > 1;
-  if (cut) {
-    forward_segments<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.length, l.lanes, work.segment_state);
-    carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, c.h0, l.segments, l.length, false,
-                                                            work.segment_state);
-  }
-  forward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.length, l.lanes,
-                                                   cut ? work.segment_state : c.h0, static_cast<T*>(nullptr),
+void cema_backward(const CemaShape& s, std::int64_t first, const CemaCoefficients& c, const T* x, const T* dy,
+                   const float* dh_last, const CemaBackwardWork& work, T* dx, float* dh0, cudaStream_t stream) {
+  const Launch l(s, first);
+  const float* const states = first_states(l, s, c, x, work.segment_state, stream);
+  forward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.cut, states, static_cast<T*>(nullptr),
                                                    static_cast<float*>(nullptr), work.span_state);
-  if (cut) {
-    backward_segments<<<l.grid, kThreads, 0, stream>>>(s, c, dy, l.length, l.lanes, work.segment_state);
-    carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, dh_last, l.segments, l.length, true,
-                                                            work.segment_state);
-  }
-  backward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, dy, l.length, l.lanes,
-                                                    cut ? work.segment_state : dh_last, work.span_state, dx,
-                                                    dh0, work.sums);
+  const float* const after = last_gradients(l, s, c, dy, dh_last, work.segment_state, stream);
+  backward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, dy, l.cut, after, work.span_state, dx, dh0, work.sums,
+                                                    work.first_row, work.rows);
 }
 
-template void cema_forward(const CemaShape&, const CemaCoefficients&, const float*, float*, float*, float*,
-                           cudaStream_t);
-template void cema_forward(const CemaShape&, const CemaCoefficients&, const Bfloat16*, float*, Bfloat16*,
+template void cema_forward(const CemaShape&, std::int64_t, const CemaCoefficients&, const float*, float*, float*,
                            float*, cudaStream_t);
-template void cema_backward(const CemaShape&, const CemaCoefficients&, const float*, const float*,
+template void cema_forward(const CemaShape&, std::int64_t, const CemaCoefficients&, const Bfloat16*, float*,
+                           Bfloat16*, float*, cudaStream_t);
+template void cema_backward(const CemaShape&, std::int64_t, const CemaCoefficients&, const float*, const float*,
                             const float*, const CemaBackwardWork&, float*, float*, cudaStream_t);
-template void cema_backward(const CemaShape&, const CemaCoefficients&, const Bfloat16*, const Bfloat16*,
-                            const float*, const CemaBackwardWork&, Bfloat16*, float*, cudaStream_t);
+template void cema_backward(const CemaShape&, std::int64_t, const CemaCoefficients&, const Bfloat16*,
+                            const Bfloat16*, const float*, const CemaBackwardWork&, Bfloat16*, float*, cudaStream_t);
 
 }  // namespace megalodon::ops::cuda

@@ -1,0 +1,188 @@
+#pragma once
+#include <cstdint>
+
+#include "ops/bfloat16.h"
+#include "ops/cema/cuda.h"
+#include "ops/cuda_device.h"
+
+// The pieces of CEMA in blocks (cuda_blocks.cu): a tile of kBlocks blocks of kBlock steps of some features in shared
+// memory, small matrices in registers, and the scan of the states over the blocks.
+namespace megalodon::ops::cuda {
+
+inline constexpr int kBlock = 32, kBlocks = 16;
+static_assert(kBlock * kBlocks == kCemaTile);
+
+struct Pair {
+  float re, im;
+};
+__device__ inline Pair multiply(Pair a, Pair b) {
+  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+}
+
+// q to a power that is one of 2, in float64 between: it is multiplied with itself along the sequence.
+__device__ inline Pair power_in_double(Pair q, int exponent) {
+  double re = q.re, im = q.im;
+  for (; exponent > 1; exponent /= 2) {
+    const double square = re * re - im * im;
+    im = 2 * re * im, re = square;
+  }
+  return {static_cast<float>(re), static_cast<float>(im)};
+}
+
+__device__ inline std::uint32_t tf32_bits(float x) {
+  std::uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+__device__ inline float to_tf32(float x) {
+  return __uint_as_float(tf32_bits(x));
+}
+
+// c [16, 8] += a [16, 8] b [8, 8]. Lane 4 r + i holds of a the elements (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4), of
+// b (i, r), (i + 4, r), of c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i + 1).
+__device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], const float (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;");
+}
+template <int kPending>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// A tile in shared memory: words of two features; steps and blocks are apart so that the 32 lanes that read one
+// feature of 8 blocks and 4 steps find 32 banks.
+template <int kFeatures>
+struct TileWords {
+  static constexpr int kStep = kFeatures / 2 + 1, kOfBlock = kBlock * kStep + 4, kAll = kBlocks * kOfBlock;
+  __device__ static int of(int step) { return step / kBlock * kOfBlock + step % kBlock * kStep; }
+};
+
+// The tiles of kFeatures features from first_feature on of sequence b, in arrays [B, L, D].
+template <int kFeatures>
+struct TileMemory {
+  std::int64_t L, D, b, first_feature;
+
+  __device__ std::int64_t at(std::int64_t tile, int step) const {
+    return (b * L + tile * kCemaTile + step) * D + first_feature;
+  }
+  // Starts the copies of this thread, a word each.
+  __device__ void fetch(const Bfloat16* x, std::int64_t tile, std::uint32_t* to) const {
+    constexpr int kWords = kFeatures / 2;
+    for (int i = static_cast<int>(threadIdx.x); i < kCemaTile * kWords; i += static_cast<int>(blockDim.x)) {
+      const int step = i / kWords, word = i % kWords;
+      const auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(to + TileWords<kFeatures>::of(step) + word));
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(x + at(tile, step) + 2 * word)
+                   : "memory");
+    }
+  }
+  __device__ void write(const std::uint32_t* from, std::int64_t tile, Bfloat16* y) const {
+    constexpr int kPacks = kFeatures / 8;
+    for (int i = static_cast<int>(threadIdx.x); i < kCemaTile * kPacks; i += static_cast<int>(blockDim.x)) {
+      const int step = i / kPacks, pack = i % kPacks;
+      const std::uint32_t* const words = from + TileWords<kFeatures>::of(step) + 4 * pack;
+      *reinterpret_cast<uint4*>(y + at(tile, step) + 8 * pack) = {words[0], words[1], words[2], words[3]};
+    }
+  }
+};
+
+// The element of feature `feature` in a word of two.
+__device__ inline std::uint32_t float_bits(std::uint32_t word, int feature) {
+  return feature % 2 == 0 ? word << 16 : word & 0xffff0000u;
+}
+
+// One feature of a tile as left-hand matrices: rows are blocks, columns steps, 8 at a time. Backwards both run from the
+// last to the first.
+template <int kFeatures>
+struct Rows {
+  std::uint32_t of[4][4];
+
+  __device__ void read(const std::uint32_t* tile, int feature, int lane, bool backwards) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int step = kBlock * (lane / 4 + 8 * (i % 2)) + 8 * k + lane % 4 + 4 * (i / 2);
+        const int there = backwards ? static_cast<int>(kCemaTile) - 1 - step : step;
+        of[k][i] = float_bits(tile[TileWords<kFeatures>::of(there) + feature / 2], feature);
+      }
+    }
+  }
+};
+
+// Columns 8 column .. + 7 of a result [blocks, steps] into its feature of the tile.
+template <int kFeatures>
+__device__ void write_columns(const float (&c)[4], int column, std::uint32_t* tile, int feature, int lane,
+                                     bool backwards) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int step = kBlock * (lane / 4 + 8 * (i / 2)) + 8 * column + 2 * (lane % 4) + i % 2;
+    const int there = backwards ? static_cast<int>(kCemaTile) - 1 - step : step;
+    reinterpret_cast<Bfloat16*>(tile + TileWords<kFeatures>::of(there))[feature] = from_float<Bfloat16>(c[i]);
+  }
+}
+
+// A state of a feature, the same in all lanes of a column: components 4 i + lane % 4.
+struct State {
+  Pair of[4];
+
+  __device__ State(int N, int lane, const float* states, std::int64_t row) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int n = 4 * i + lane % 4;
+      const float* const from = states + (row * N + n) * 2;
+      of[i] = states != nullptr && n < N ? Pair{from[0], from[1]} : Pair{0, 0};
+    }
+  }
+  __device__ void write(int N, int lane, float* states, std::int64_t row) const {
+    if (states == nullptr || lane >= 4) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int n = 4 * i + lane % 4;
+      float* const to = states + (row * N + n) * 2;
+      if (n < N) to[0] = of[i].re, to[1] = of[i].im;
+    }
+  }
+};
+
+// States before each block from what each adds: s[i] is a matrix [blocks, 8 columns] as mma.sync leaves it, component 4 i
+// + lane % 4 in (s[i][0], s[i][1]) of block lane / 4 and (s[i][2], s[i][3]) of block lane / 4 + 8. `carry`, the state before
+// the first, becomes that after the last. kBack: from the last block to the first.
+template <bool kBack = false>
+__device__ void scan_blocks(float (&s)[4][4], const Pair (&decay)[4], State& carry, int lane) {
+  const int block = kBack ? 7 - lane / 4 : lane / 4, last = (kBack ? 0 : 28) + lane % 4;
+  const auto of_earlier = [](float x, int blocks) {
+    return kBack ? __shfl_down_sync(~0u, x, 4 * blocks) : __shfl_up_sync(~0u, x, 4 * blocks);
+  };
+  const auto add_decayed = [](float& re, float& im, Pair decay_by, Pair from) {
+    const Pair more = multiply(decay_by, from);
+    re += more.re, im += more.im;
+  };
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int half = kBack ? 1 - h : h;
+      float &re = s[i][2 * half], &im = s[i][2 * half + 1];
+      if (block == 0) add_decayed(re, im, decay[i], carry.of[i]);
+      Pair power = decay[i];
+#pragma unroll
+      for (int distance = 1; distance < 8; distance *= 2) {
+        const Pair before{of_earlier(re, distance), of_earlier(im, distance)};
+        if (block >= distance) add_decayed(re, im, power, before);
+        power = multiply(power, power);
+      }
+      const Pair end{__shfl_sync(~0u, re, last), __shfl_sync(~0u, im, last)};
+      const Pair before{of_earlier(re, 1), of_earlier(im, 1)};
+      re = block == 0 ? carry.of[i].re : before.re;
+      im = block == 0 ? carry.of[i].im : before.im;
+      carry.of[i] = end;
+    }
+  }
+}
+
+}  // namespace megalodon::ops::cuda
