@@ -17,40 +17,32 @@ constexpr int kStages = 3;
 constexpr int kScratchRow = 40;  // floats from block to block of a matrix [blocks, 32 columns] in scratch memory
 using Words = TileWords<kFeatures>;
 
-struct Coefficients {
-  const float *p, *q, *eta;  // of component 0 of the feature
-  int N;
-
-  __device__ float p_of(int n) const { return n < N ? p[n] : 0; }
-  __device__ Pair q_of(int n) const { return n < N ? Pair{q[2 * n], q[2 * n + 1]} : Pair{0, 0}; }
-  __device__ Pair eta_of(int n) const { return n < N ? Pair{eta[2 * n], eta[2 * n + 1]} : Pair{0, 0}; }
+struct Coefficients {  // of one feature
+  const float* p;
+  const Pair *q, *eta;
 };
 
-__device__ __noinline__ Pair power(Pair q, int exponent) {
-  Pair result{1, 0};
-  for (; exponent > 0; exponent /= 2) {
-    if (exponent % 2 == 1) result = multiply(result, q);
-    q = multiply(q, q);
-  }
-  return result;
-}
-
-// Right-hand matrices [steps, columns] that a lane finds in table[(k 4 + column) 32 + lane], 8 x 8 at a time: what the inputs
-// add to the state after the block, or, `backwards`, the gradients of the outputs to that of the state before it.
+// Right-hand matrices [steps, columns] that a lane finds in table[(k 4 + column) 32 + lane], 8 x 8 at a time: what the
+// inputs add to the state after the block, or, `backwards`, the gradients of the outputs to that of the state before it.
 __device__ void make_table(const Coefficients& c, bool backwards, int lane, float2* table) {
-  const int part = lane / 4 % 2, i = lane % 4;
+  const bool real = lane / 4 % 2 == 0;
+  const int i = lane % 4;
+#pragma unroll
   for (int column = 0; column < 4; ++column) {
     const int n = 4 * column + lane / 8;
-    const Pair q = c.q_of(n);
+    const Pair q = c.q[n], q4 = power(q, 4);
+    // Steps i, i + 4, ..: of the powers step + 1, or from the last step on of kBlock - 1 - step.
+    Pair now = backwards ? multiply(c.eta[n], power(q, i + 1)) : multiply({c.p[n], 0}, power(q, 3 - i));
+    float value[8];
+#pragma unroll
+    for (int s = 0; s < 8; ++s) {
+      value[s] = to_tf32(real ? now.re : backwards ? -now.im : now.im);
+      now = multiply(now, q4);
+    }
+#pragma unroll
     for (int k = 0; k < 4; ++k) {
-      float two[2];
-      for (int s = 0; s < 2; ++s) {
-        const int step = 8 * k + 4 * s + i;
-        const Pair value = backwards ? multiply(c.eta_of(n), power(q, step + 1))
-                                     : multiply({c.p_of(n), 0}, power(q, kBlock - 1 - step));
-        two[s] = to_tf32(part == 0 ? value.re : backwards ? -value.im : value.im);
-      }
-      table[(k * 4 + column) * 32 + lane] = {two[0], two[1]};
+      table[(k * 4 + column) * 32 + lane] =
+          backwards ? float2{value[2 * k], value[2 * k + 1]} : float2{value[7 - 2 * k], value[6 - 2 * k]};
     }
   }
 }
@@ -60,14 +52,16 @@ struct Columns {
   std::uint32_t of[2][2][4];
 
   __device__ void read(const std::uint32_t* tile, int feature, int lane) {
+const std::uint32_t* const first =
+        tile + feature / 2 + lane % 4 * Words::kOfBlock + lane / 4 * Words::kStep;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int step = 16 * m + lane / 4 + 8 * (i % 2), block = 8 * k + lane % 4 + 4 * (i / 2);
-          of[m][k][i] = float_bits(tile[Words::of(block * kBlock + step) + feature / 2], feature);
+          const int words = (8 * k + 4 * (i / 2)) * Words::kOfBlock + (16 * m + 8 * (i % 2)) * Words::kStep;
+          of[m][k][i] = float_bits(first[words], feature);
         }
       }
     }
@@ -92,7 +86,7 @@ __device__ void add_products(const float (&states)[4][4], const Columns& left, i
 #pragma unroll
     for (int column = 0; column < 4; ++column) {
       const float* const from = scratch + (8 * k + lane % 4) * kScratchRow + 8 * column + lane / 4;
-      const float right[2] = {from[0], from[4 * kScratchRow]};
+      const float2 right{from[0], from[4 * kScratchRow]};
 #pragma unroll
       for (int m = 0; m < 2; ++m) multiply_add(sum[m][column], left.of[m][k], right);
     }
@@ -109,7 +103,7 @@ struct Sums {
 #pragma unroll
       for (int column = 0; column < 4; ++column) {
         const auto& there = x.of[column / 2][k];
-        const float right[2] = {__uint_as_float(there[column % 2]), __uint_as_float(there[2 + column % 2])};
+        const float2 right{__uint_as_float(there[column % 2]), __uint_as_float(there[2 + column % 2])};
         if (column < 2) multiply_add(w[0][column], dy.of[0][k], right);
         multiply_add(w[1][column], dy.of[1][k], right);
       }
@@ -155,15 +149,15 @@ __device__ float sum_of_rows(float x) {  // over the lanes of a column
 }
 
 // The gradients of the coefficients of components 4 i + lane % 4 from the sums; each lane has some steps.
-__device__ void write_gradients(const Sums& s, const Coefficients& c, int lane, float* scratch, std::int64_t rows,
-                                std::int64_t D, float* to) {
+__device__ void write_gradients(const Sums& s, const Coefficients& c, int N, int lane, float* scratch,
+                                std::int64_t rows, std::int64_t D, float* to) {
   const float lag = s.lags(lane, scratch);
-  if (lane == 0) to[std::int64_t{5} * c.N * rows * D] = lag;  // of omega
+  if (lane == 0) to[std::int64_t{5} * N * rows * D] = lag;  // of omega
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int n = 4 * i + lane % 4;
-    const float p = c.p_of(n);
-    const Pair q = c.q_of(n), eta = c.eta_of(n);
+    const float p = c.p[n];
+    const Pair q = c.q[n], eta = c.eta[n];
     float dp = 0;
     Pair dq{0, 0}, deta{0, 0};
 #pragma unroll
@@ -198,11 +192,11 @@ __device__ void write_gradients(const Sums& s, const Coefficients& c, int lane, 
     dp = sum_of_rows(dp);
     dq = {sum_of_rows(dq.re), sum_of_rows(dq.im)};
     deta = {sum_of_rows(deta.re), sum_of_rows(deta.im)};
-    if (lane >= 4 || n >= c.N) continue;
+    if (lane >= 4 || n >= N) continue;
     const auto put = [&](std::int64_t what, float value) { to[what * rows * D] = value; };
     put(n, dp);
-    put(c.N + 2 * n, dq.re), put(c.N + 2 * n + 1, dq.im);
-    put(3 * c.N + 2 * n, deta.re), put(3 * c.N + 2 * n + 1, deta.im);
+    put(N + 2 * n, dq.re), put(N + 2 * n + 1, dq.im);
+    put(3 * N + 2 * n, deta.re), put(3 * N + 2 * n + 1, deta.im);
   }
 }
 
@@ -219,21 +213,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   auto* const buffers = reinterpret_cast<std::uint32_t*>(all_scratch + kFeatures * kScratch);
   const std::int64_t b = blockIdx.y, first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
   const int N = static_cast<int>(shape.N);
-  const Coefficients own{c.p + d * N, c.q + 2 * d * N, c.eta + 2 * d * N, N};
+  __shared__ CoefficientMemory<kFeatures> coefficients;
+  coefficients.read(shape, c, first_feature);
+  const Coefficients own{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp]};
   make_table(own, false, lane, forward);
   make_table(own, true, lane, backward);
   Pair decay[4], decay_back[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    decay[i] = power_in_double(own.q_of(4 * i + lane % 4), kBlock);
+    decay[i] = power_in_double(own.q[4 * i + lane % 4], kBlock);
     decay_back[i] = {decay[i].re, -decay[i].im};
   }
   const TileMemory<kFeatures> memory{shape.L, shape.D, b, first_feature};
   const auto fetch = [&](std::int64_t tile) {
     if (tile < tiles) {
       std::uint32_t* const buffer = buffers + tile % kStages * 2 * Words::kAll;
-      memory.fetch(x, tile, buffer);
-      memory.fetch(dy, tile, buffer + Words::kAll);
+      memory.template fetch<kThreads>(x, tile, buffer);
+      memory.template fetch<kThreads>(dy, tile, buffer + Words::kAll);
     }
     commit_copies();
   };
@@ -249,14 +245,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     const std::uint32_t* const dy_tile = x_tile + Words::kAll;
     const auto products_with = [&](const std::uint32_t* from, const float2* table, float(&states)[4][4]) {
       Rows<kFeatures> in;
-      in.read(from, warp, lane, false);
+      in.template read<false>(from, warp, lane);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
 #pragma unroll
         for (int column = 0; column < 4; ++column) {
-          const float2 right = table[(k * 4 + column) * 32 + lane];
-          const float pair[2] = {right.x, right.y};
-          multiply_add(states[column], in.of[k], pair);
+          multiply_add(states[column], in.of[k], table[(k * 4 + column) * 32 + lane]);
         }
       }
     };
@@ -274,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     add_products(g, x_columns, lane, scratch, sums.u);
     add_products(h, dy_columns, lane, scratch, sums.v);
   }
-  write_gradients(sums, own, lane, scratch, rows, shape.D, to + b * shape.D + d);
+  write_gradients(sums, own, N, lane, scratch, rows, shape.D, to + b * shape.D + d);
 }
 
 }  // namespace

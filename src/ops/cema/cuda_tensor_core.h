@@ -19,6 +19,37 @@ __device__ inline Pair multiply(Pair a, Pair b) {
   return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
 }
 
+// exponent in 0 .. 32
+__device__ inline Pair power(Pair q, int exponent) {
+  Pair result{1, 0};
+#pragma unroll
+  for (int bit = 0; bit < 6; ++bit) {
+    if ((exponent >> bit) % 2 == 1) result = multiply(result, q);
+    q = multiply(q, q);
+  }
+  return result;
+}
+
+// Coefficients of some features in shared memory, components past N zero.
+template <int kFeatures>
+struct CoefficientMemory {
+  float p[kFeatures][kMostBlockComponents];
+  Pair q[kFeatures][kMostBlockComponents], eta[kFeatures][kMostBlockComponents];
+
+  __device__ void read(const CemaShape& s, const CemaCoefficients& c, std::int64_t first_feature) {
+    constexpr int kColumns = static_cast<int>(kMostBlockComponents);
+    for (int i = static_cast<int>(threadIdx.x); i < kFeatures * kColumns; i += static_cast<int>(blockDim.x)) {
+      const int feature = i / kColumns, n = i % kColumns;
+      const bool there = n < s.N;
+      const std::int64_t from = (first_feature + feature) * s.N + n;
+      p[feature][n] = there ? c.p[from] : 0;
+      q[feature][n] = there ? Pair{c.q[2 * from], c.q[2 * from + 1]} : Pair{0, 0};
+      eta[feature][n] = there ? Pair{c.eta[2 * from], c.eta[2 * from + 1]} : Pair{0, 0};
+    }
+    __syncthreads();
+  }
+};
+
 // q to a power that is one of 2, in float64 between: it is multiplied with itself along the sequence.
 __device__ inline Pair power_in_double(Pair q, int exponent) {
   double re = q.re, im = q.im;
@@ -40,10 +71,10 @@ __device__ inline float to_tf32(float x) {
 
 // c [16, 8] += a [16, 8] b [8, 8]. Lane 4 r + i holds of a the elements (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4), of
 // b (i, r), (i + 4, r), of c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i + 1).
-__device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], const float (&b)[2]) {
+__device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], float2 b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
 }
 
 __device__ inline void commit_copies() {
@@ -70,22 +101,31 @@ struct TileMemory {
   __device__ std::int64_t at(std::int64_t tile, int step) const {
     return (b * L + tile * kCemaTile + step) * D + first_feature;
   }
-  // Starts the copies of this thread, a word each.
+  // Starts the copies of this thread, a word each. Both need kThreads threads.
+  template <int kThreads>
   __device__ void fetch(const Bfloat16* x, std::int64_t tile, std::uint32_t* to) const {
-    constexpr int kWords = kFeatures / 2;
-    for (int i = static_cast<int>(threadIdx.x); i < kCemaTile * kWords; i += static_cast<int>(blockDim.x)) {
-      const int step = i / kWords, word = i % kWords;
-      const auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(to + TileWords<kFeatures>::of(step) + word));
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(x + at(tile, step) + 2 * word)
-                   : "memory");
+    constexpr int kWords = kFeatures / 2, kSteps = kThreads / kWords;  // steps that all threads copy together
+    static_assert(kSteps % kBlock == 0);
+    const int step = static_cast<int>(threadIdx.x) / kWords, word = static_cast<int>(threadIdx.x) % kWords;
+    const Bfloat16* from = x + at(tile, step) + 2 * word;
+    auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(to + TileWords<kFeatures>::of(step) + word));
+#pragma unroll
+    for (int i = 0; i < kCemaTile / kSteps; ++i) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(from) : "memory");
+      from += kSteps * D, target += kSteps / kBlock * TileWords<kFeatures>::kOfBlock * 4;
     }
   }
+  template <int kThreads>
   __device__ void write(const std::uint32_t* from, std::int64_t tile, Bfloat16* y) const {
-    constexpr int kPacks = kFeatures / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < kCemaTile * kPacks; i += static_cast<int>(blockDim.x)) {
-      const int step = i / kPacks, pack = i % kPacks;
-      const std::uint32_t* const words = from + TileWords<kFeatures>::of(step) + 4 * pack;
-      *reinterpret_cast<uint4*>(y + at(tile, step) + 8 * pack) = {words[0], words[1], words[2], words[3]};
+    constexpr int kPacks = kFeatures / 8, kSteps = kThreads / kPacks;
+    static_assert(kSteps % kBlock == 0);
+    const int step = static_cast<int>(threadIdx.x) / kPacks, pack = static_cast<int>(threadIdx.x) % kPacks;
+    const std::uint32_t* words = from + TileWords<kFeatures>::of(step) + 4 * pack;
+    Bfloat16* to = y + at(tile, step) + 8 * pack;
+#pragma unroll
+    for (int i = 0; i < kCemaTile / kSteps; ++i) {
+      *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
+      to += kSteps * D, words += kSteps / kBlock * TileWords<kFeatures>::kOfBlock;
     }
   }
 };
@@ -96,33 +136,41 @@ __device__ inline std::uint32_t float_bits(std::uint32_t word, int feature) {
 }
 
 // One feature of a tile as left-hand matrices: rows are blocks, columns steps, 8 at a time. Backwards both run from the
-// last to the first.
+// last to the first: the same distances from the tile's last step instead of its first.
 template <int kFeatures>
 struct Rows {
   std::uint32_t of[4][4];
 
-  __device__ void read(const std::uint32_t* tile, int feature, int lane, bool backwards) {
+  template <bool kBack>
+  __device__ void read(const std::uint32_t* tile, int feature, int lane) {
+    using Words = TileWords<kFeatures>;
+    constexpr int kSign = kBack ? -1 : 1;
+    const int lane_words = lane / 4 * Words::kOfBlock + lane % 4 * Words::kStep;
+    const std::uint32_t* const first =
+        tile + feature / 2 + (kBack ? Words::of(static_cast<int>(kCemaTile) - 1) - lane_words : lane_words);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int step = kBlock * (lane / 4 + 8 * (i % 2)) + 8 * k + lane % 4 + 4 * (i / 2);
-        const int there = backwards ? static_cast<int>(kCemaTile) - 1 - step : step;
-        of[k][i] = float_bits(tile[TileWords<kFeatures>::of(there) + feature / 2], feature);
+        const int words = 8 * (i % 2) * Words::kOfBlock + (8 * k + 4 * (i / 2)) * Words::kStep;
+        of[k][i] = float_bits(first[kSign * words], feature);
       }
     }
   }
 };
 
 // Columns 8 column .. + 7 of a result [blocks, steps] into its feature of the tile.
-template <int kFeatures>
-__device__ void write_columns(const float (&c)[4], int column, std::uint32_t* tile, int feature, int lane,
-                                     bool backwards) {
+template <int kFeatures, bool kBack>
+__device__ void write_columns(const float (&c)[4], int column, std::uint32_t* tile, int feature, int lane) {
+  using Words = TileWords<kFeatures>;
+  constexpr int kSign = kBack ? -1 : 1;
+  const int lane_words = lane / 4 * Words::kOfBlock + 2 * (lane % 4) * Words::kStep;
+  std::uint32_t* const first =
+      tile + (kBack ? Words::of(static_cast<int>(kCemaTile) - 1) - lane_words : lane_words);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int step = kBlock * (lane / 4 + 8 * (i / 2)) + 8 * column + 2 * (lane % 4) + i % 2;
-    const int there = backwards ? static_cast<int>(kCemaTile) - 1 - step : step;
-    reinterpret_cast<Bfloat16*>(tile + TileWords<kFeatures>::of(there))[feature] = from_float<Bfloat16>(c[i]);
+    const int words = 8 * (i / 2) * Words::kOfBlock + (8 * column + i % 2) * Words::kStep;
+    reinterpret_cast<Bfloat16*>(first + kSign * words)[feature] = from_float<Bfloat16>(c[i]);
   }
 }
 
@@ -162,20 +210,34 @@ __device__ void scan_blocks(float (&s)[4][4], const Pair (&decay)[4], State& car
     const Pair more = multiply(decay_by, from);
     re += more.re, im += more.im;
   };
+Pair powers[3][4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
+    powers[0][i] = decay[i];
+    powers[1][i] = multiply(decay[i], decay[i]);
+    powers[2][i] = multiply(powers[1][i], powers[1][i]);
+  }
+  // The four components side by side: each step waits for the one before.
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int half = kBack ? 1 - h : h;
-      float &re = s[i][2 * half], &im = s[i][2 * half + 1];
-      if (block == 0) add_decayed(re, im, decay[i], carry.of[i]);
-      Pair power = decay[i];
+  for (int h = 0; h < 2; ++h) {
+    const int half = 2 * (kBack ? 1 - h : h);
 #pragma unroll
-      for (int distance = 1; distance < 8; distance *= 2) {
-        const Pair before{of_earlier(re, distance), of_earlier(im, distance)};
-        if (block >= distance) add_decayed(re, im, power, before);
-        power = multiply(power, power);
+    for (int i = 0; i < 4; ++i) {
+      if (block == 0) add_decayed(s[i][half], s[i][half + 1], decay[i], carry.of[i]);
+    }
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      Pair before[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) before[i] = {of_earlier(s[i][half], 1 << k), of_earlier(s[i][half + 1], 1 << k)};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (block >= 1 << k) add_decayed(s[i][half], s[i][half + 1], powers[k][i], before[i]);
       }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float &re = s[i][half], &im = s[i][half + 1];
       const Pair end{__shfl_sync(~0u, re, last), __shfl_sync(~0u, im, last)};
       const Pair before{of_earlier(re, 1), of_earlier(im, 1)};
       re = block == 0 ? carry.of[i].re : before.re;

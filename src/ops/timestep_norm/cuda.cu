@@ -46,6 +46,29 @@ __device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShap
   return static_cast<std::int64_t>(total);
 }
 
+// The weight 1/n of each step of the tile in the statistics, n steps counted with it and `before` before the tile; 0 where
+// padded. For all threads of the block.
+__device__ void find_weights(const std::uint8_t* mask, const TimestepNormShape& s, const Place& at, double before,
+                             double (&weights)[kSteps]) {
+  if (threadIdx.x < kSteps) {
+    const int t = static_cast<int>(threadIdx.x);
+    const bool counts = t < at.steps && !is_padded(mask, at.row(s, t));
+    const unsigned counting = __ballot_sync(~0u, counts);
+    weights[t] = counts ? 1 / (before + __popc(counting & (~0u >> (31 - t)))) : 0;
+  }
+  __syncthreads();
+}
+
+// A number of every step and group of the tile, from [B, L, kinds, G]; 0 where padded.
+__device__ void read_steps(const float* from, int kinds, int kind, const std::uint8_t* mask,
+                           const TimestepNormShape& s, const Place& at, float (&to)[kSteps][kMostGroups]) {
+  for (int i = static_cast<int>(threadIdx.x); i < at.steps * at.groups; i += static_cast<int>(blockDim.x)) {
+    const int t = i / at.groups, g = i % at.groups;
+    const std::int64_t row = at.row(s, t);
+    to[t][g] = is_padded(mask, row) ? 0 : from[(row * kinds + kind) * s.G + at.first_group + g];
+  }
+}
+
 // Sum over the `width` neighbouring lanes (a power of two) that share a group.
 __device__ float group_sum(float x, int width) {
   for (int offset = width / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
@@ -63,9 +86,8 @@ int lanes_of(std::int64_t packs) {
 struct Statistics {
   double count, mean, var;
 
-  __device__ void add_step(double step_mean, double step_var) {
-    count += 1;
-    const double w = 1 / count, distance = step_mean - mean;
+  __device__ void add_step(double w, double step_mean, double step_var) {
+    const double distance = step_mean - mean;
     var = (1 - w) * var + w * (step_var + (1 - w) * distance * distance);
     mean += w * distance;
   }
@@ -124,17 +146,23 @@ __global__ void forward_moments(TimestepNormShape s, TimestepNormForward<T> a, T
       for (int j = 0; j < V; ++j) squares += (v[j] - shift - distance) * (v[j] - shift - distance);
     }
     squares = group_sum(squares, lanes);
-    if (lane == 0) means[t][g] = shift + distance, variances[t][g] = squares * scale;
+    const std::int64_t row = at.row(s, t);
+    if (lane != 0) continue;
+    const bool padded = is_padded(a.mask, row);
+    means[t][g] = padded ? 0 : shift + distance, variances[t][g] = padded ? 0 : squares * scale;
   }
-  __syncthreads();
+  __shared__ double weights[kSteps];
+  find_weights(a.mask, s, at, 0, weights);
+  for (int i = static_cast<int>(threadIdx.x); i < items; i += kThreads) {
+    const int t = i / at.groups, g = i % at.groups;
+    float* const to = work.step + at.row(s, t) * 2 * s.G + at.first_group + g;
+    to[0] = means[t][g], to[s.G] = variances[t][g];
+  }
   for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += kThreads) {
     Statistics sum{0, 0, 0};
     for (int t = 0; t < at.steps; ++t) {
-      const std::int64_t row = at.row(s, t);
-      if (is_padded(a.mask, row)) continue;
-      sum.add_step(means[t][g], variances[t][g]);
-      work.step[(row * 2 + 0) * s.G + at.first_group + g] = means[t][g];
-      work.step[(row * 2 + 1) * s.G + at.first_group + g] = variances[t][g];
+      sum.add_step(weights[t], means[t][g], variances[t][g]);
+      sum.count += weights[t] > 0 ? 1 : 0;
     }
     TileArray{work.tile, work.tiles, s.G}.set(at.b, blockIdx.x, at.first_group + g, sum);
   }
@@ -173,34 +201,39 @@ __global__ void forward_normalise(TimestepNormShape s, TimestepNormForward<T> a,
   const Place at(s);
   const std::int64_t K = s.D / s.G;
   __shared__ float means[kSteps][kMostGroups], means_low[kSteps][kMostGroups], rstds[kSteps][kMostGroups];
+  __shared__ double weights[kSteps];
+  const TileArray tile{work.tile, work.tiles, s.G};
+  read_steps(work.step, 2, 0, a.mask, s, at, means);
+  read_steps(work.step, 2, 1, a.mask, s, at, rstds);
+  find_weights(a.mask, s, at, tile(at.b, blockIdx.x, 0, at.first_group), weights);
   for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += static_cast<int>(blockDim.x)) {
-    const std::int64_t group = at.first_group + g;
-    Statistics now = TileArray{work.tile, work.tiles, s.G}.statistics(at.b, blockIdx.x, group);
+    Statistics now = tile.statistics(at.b, blockIdx.x, at.first_group + g);
     for (int t = 0; t < at.steps; ++t) {
-      const std::int64_t row = at.row(s, t);
-      if (!is_padded(a.mask, row))
-        now.add_step(work.step[(row * 2 + 0) * s.G + group], work.step[(row * 2 + 1) * s.G + group]);
+      now.add_step(weights[t], means[t][g], rstds[t][g]);
       means[t][g] = static_cast<float>(now.mean);
       means_low[t][g] = static_cast<float>(now.mean - means[t][g]);
       rstds[t][g] = 1 / sqrtf(static_cast<float>(now.var) + a.eps);
-      if (a.step_mean != nullptr) {
-        a.step_mean[row * s.G + group] = means[t][g];
-        a.step_rstd[row * s.G + group] = rstds[t][g];
-      }
     }
   }
   __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); a.step_mean != nullptr && i < at.steps * at.groups;
+       i += static_cast<int>(blockDim.x)) {
+    const int t = i / at.groups, g = i % at.groups;
+    const std::int64_t to = at.row(s, t) * s.G + at.first_group + g;
+    a.step_mean[to] = means[t][g], a.step_rstd[to] = rstds[t][g];
+  }
   const std::int64_t first = at.first_group * K, width = at.groups * K;
   for (std::int64_t i = threadIdx.x * V; i < width; i += blockDim.x * V) {
     const int g = static_cast<int>(i / K);
     float weight[V], bias[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) weight[j] = 1 + a.weight[first + i + j], bias[j] = a.bias[first + i + j];
+#pragma unroll 4
     for (int t = 0; t < at.steps; ++t) {
       const std::int64_t row = at.row(s, t);
       float v[V];
       load(a.x + row * s.D + first + i, v);
-      const bool padded = is_padded(a.mask, row);
+      const bool padded = weights[t] == 0;
 #pragma unroll
       for (int j = 0; j < V; ++j)
         v[j] = padded ? 0 : (v[j] - means[t][g] - means_low[t][g]) * rstds[t][g] * weight[j] + bias[j];
@@ -217,7 +250,7 @@ struct Adjoint {
   // One more step before: w its weight, `distance` its mean less the cumulative one after it, and what it
   // adds.
   __device__ void add_step(double w, double distance, double step_mean, double step_var) {
-    const double kept = w < 1 ? 1 - w : 0, force = w < 1 ? 2 * w * distance : 0;
+    const double kept = 1 - w, force = w < 1 ? 2 * w * distance : 0;
     var += step_var;
     mean = kept * (mean + step_mean) - force * var;
     pull = kept * pull - force * decay;
@@ -259,21 +292,23 @@ __global__ void backward_sums(TimestepNormShape s, TimestepNormBackward<T> a, Ti
       }
     }
     sum_u = group_sum(sum_u, lanes), sum_h = group_sum(sum_h, lanes), sum_hu = group_sum(sum_hu, lanes);
-    if (lane == 0) sums[0][t][g] = sum_u, sums[1][t][g] = sum_h, sums[2][t][g] = sum_hu;
+    if (lane != 0) continue;
+    const bool padded = is_padded(a.mask, row);
+    sums[0][t][g] = padded ? 0 : sum_u, sums[1][t][g] = padded ? 0 : sum_h, sums[2][t][g] = padded ? 0 : sum_hu;
+    for (int i = 0; i < 3; ++i) work.step[(row * 3 + i) * s.G + group] = sums[i][t][g];
   }
   __syncthreads();
-  const auto after = counted(a.mask, s, at.b, at.first_step + at.steps, s.L);
+  __shared__ double weights[kSteps];
+  __shared__ float rstds[kSteps][kMostGroups];
+  read_steps(a.step_rstd, 1, 0, a.mask, s, at, rstds);
+  find_weights(a.mask, s, at, a.last_count[at.b] - counted(a.mask, s, at.b, at.first_step, s.L), weights);
+  const double scale = 1 / static_cast<double>(K);
   for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += kThreads) {
     const std::int64_t group = at.first_group + g;
-    std::int64_t count = a.last_count[at.b] - after;
     Adjoint run{1, 0, 0, 0};
     for (int t = at.steps - 1; t >= 0; --t) {
-      const std::int64_t row = at.row(s, t);
-      if (is_padded(a.mask, row)) continue;
-      const double r = a.step_rstd[row * s.G + group], w = 1 / static_cast<double>(count--);
-      run.add_step(w, sums[0][t][g] / static_cast<double>(K), -r * sums[1][t][g],
-                   -0.5 * r * r * r * sums[2][t][g]);
-      for (int i = 0; i < 3; ++i) work.step[(row * 3 + i) * s.G + group] = sums[i][t][g];
+      const double r = rstds[t][g];
+      run.add_step(weights[t], sums[0][t][g] * scale, -r * sums[1][t][g], -0.5 * r * r * r * sums[2][t][g]);
     }
     const TileArray tile{work.tile, work.tiles, s.G};
     tile(at.b, blockIdx.x, 0, group) = run.decay, tile(at.b, blockIdx.x, 1, group) = run.pull;
@@ -317,23 +352,25 @@ __global__ void backward_input(TimestepNormShape s, TimestepNormBackward<T> a, T
                                float* sums) {
   const Place at(s);
   const std::int64_t K = s.D / s.G;
-  __shared__ float slopes[kSteps][kMostGroups], offsets[kSteps][kMostGroups];
-  const auto after = counted(a.mask, s, at.b, at.first_step + at.steps, s.L);
+  __shared__ float slopes[kSteps][kMostGroups], offsets[kSteps][kMostGroups], sums_hu[kSteps][kMostGroups];
+  __shared__ float means[kSteps][kMostGroups], rstds[kSteps][kMostGroups];
+  __shared__ double weights[kSteps];
+  read_steps(work.step, 3, 0, a.mask, s, at, slopes);   // sums of u until they are slopes
+  read_steps(work.step, 3, 1, a.mask, s, at, offsets);  // of h
+  read_steps(work.step, 3, 2, a.mask, s, at, sums_hu);
+  read_steps(a.step_mean, 1, 0, a.mask, s, at, means);
+  read_steps(a.step_rstd, 1, 0, a.mask, s, at, rstds);
+  find_weights(a.mask, s, at, a.last_count[at.b] - counted(a.mask, s, at.b, at.first_step, s.L), weights);
+  const double scale = 1 / static_cast<double>(K);
   for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += static_cast<int>(blockDim.x)) {
-    const std::int64_t group = at.first_group + g;
     const TileArray tile{work.tile, work.tiles, s.G};
-    const double scale = 1 / static_cast<double>(K);
+    const std::int64_t group = at.first_group + g;
     double mean = tile(at.b, blockIdx.x, 0, group), var = tile(at.b, blockIdx.x, 1, group);
-    std::int64_t count = a.last_count[at.b] - after;
     for (int t = at.steps - 1; t >= 0; --t) {
-      const std::int64_t row = at.row(s, t);
-      if (is_padded(a.mask, row)) continue;
-      const double r = a.step_rstd[row * s.G + group], w = 1 / static_cast<double>(count--);
-      const auto sum = [&](int i) -> double { return work.step[(row * 3 + i) * s.G + group]; };
-      mean -= r * sum(1);
-      var -= 0.5 * r * r * r * sum(2);
-      const double distance = sum(0) * scale, pull = w < 1 ? 2 * w * var * distance : 0;
-      const double slope = 2 * w * var * scale;
+      const double r = rstds[t][g], w = weights[t], distance = slopes[t][g] * scale;
+      mean -= r * offsets[t][g];
+      var -= 0.5 * r * r * r * sums_hu[t][g];
+      const double pull = w < 1 ? 2 * w * var * distance : 0, slope = 2 * w * var * scale;
       slopes[t][g] = static_cast<float>(slope);
       offsets[t][g] = static_cast<float>((w * mean + pull) * scale - slope * distance);
       mean = (1 - w) * mean - pull;
@@ -347,20 +384,19 @@ __global__ void backward_input(TimestepNormShape s, TimestepNormBackward<T> a, T
     float weight[V], d_weight[V] = {}, d_bias[V] = {};
 #pragma unroll
     for (int j = 0; j < V; ++j) weight[j] = 1 + a.weight[first + i + j];
+#pragma unroll 4
     for (int t = 0; t < at.steps; ++t) {
-      const std::int64_t row = at.row(s, t), here = row * s.D + first + i;
-      float x[V] = {}, dy[V];
-      if (!is_padded(a.mask, row)) {
-        const float mean = a.step_mean[row * s.G + at.first_group + g],
-                    r = a.step_rstd[row * s.G + at.first_group + g];
-        load(a.x + here, x);
-        load(a.dy + here, dy);
+      const std::int64_t here = at.row(s, t) * s.D + first + i;
+      const bool padded = weights[t] == 0;
+      float x[V], dy[V];
+      load(a.x + here, x);
+      load(a.dy + here, dy);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const float u = x[j] - mean;
-          d_weight[j] += dy[j] * (u * r), d_bias[j] += dy[j];
-          x[j] = dy[j] * weight[j] * r + (slopes[t][g] * u + offsets[t][g]);
-        }
+      for (int j = 0; j < V; ++j) {
+        const float u = padded ? 0 : x[j] - means[t][g], d = padded ? 0 : dy[j];
+        d_weight[j] += d * (u * rstds[t][g]), d_bias[j] += d;
+        x[j] = d * weight[j] * rstds[t][g] + (slopes[t][g] * u + offsets[t][g]);
+        if (padded) x[j] = 0;
       }
       store(x, a.dx + here);
     }
