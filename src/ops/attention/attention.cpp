@@ -94,9 +94,9 @@ cpu::AttentionSizes sizes_of(const at::Tensor& q, const at::Tensor& k, const at:
           .dropout_key = static_cast<uint64_t>(o.dropout_key)};
 }
 
-// The CUDA kernels leave caches, dropout and earlier chunks to the reference.
+// The CUDA kernels leave dropout to the reference, and earlier chunks without a cache.
 bool has_kernel(const at::Tensor& q, const AttentionOptions& options, bool cached) {
-  const bool plain = !cached && options.dropout == 0 && (options.previous_chunks == 0 || options.chunk == 0);
+  const bool plain = options.dropout == 0 && (cached || options.previous_chunks == 0 || options.chunk == 0);
   return has_fast_kernel(q) && (q.is_cpu() || plain);
 }
 

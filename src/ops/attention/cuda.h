@@ -36,4 +36,22 @@ template <class T>
 void row_products(const T* o, const T* d_o, std::int64_t rows, std::int64_t d, float* delta,
                   cudaStream_t stream);
 
+struct CachedSizes {
+  std::int64_t B, L, H, Hkv, dk, dv;
+  std::int64_t C;  // slots of the cache
+  std::int64_t chunk, previous_chunks;
+  float scale;
+};
+// The arguments of ops/attention/attention.h; C = 0 where there is no cache.
+template <class T>
+struct CachedInputs {
+  const T *q, *k, *v;
+  const std::int64_t* start;
+  const T *cache_k, *cache_v;
+};
+// o [B, L, H, dv], each query by itself. parts [B L H, splits, dv + 2] is scratch memory where splits > 1.
+template <class T>
+void cached_attention(const CachedSizes& sizes, const CachedInputs<T>& in, std::int64_t splits, float* parts,
+                      T* o, cudaStream_t stream);
+
 }  // namespace megalodon::ops::cuda
