@@ -32,6 +32,7 @@ at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarTy
 void store(const at::Tensor& ring, const at::Tensor& values, const at::Tensor& start) {
   const int64_t B = values.size(0), L = values.size(1), C = ring.size(1), kept = std::min(L, C),
                 first = L - kept;
+  if (kept == 0) return;
   const auto last = values.narrow(1, first, kept);  // [B, kept, Hkv, d]
   if (start.is_cpu()) {                             // a look at other devices would wait for them
     const auto* const from = start.const_data_ptr<int64_t>();

@@ -57,7 +57,8 @@ TEST(Cema, AgreesWithReference) {
 
 // CUDA's kernels for bfloat16 go by tiles of 512 steps and 16 features.
 TEST(Cema, AgreesOverManyTiles) {
-  const Shape shapes[] = {{1, 512, 16, 16}, {2, 511, 16, 16}, {2, 1024, 32, 16}, {3, 1537, 48, 8}, {1, 2100, 16, 3}};
+  const Shape shapes[] = {
+      {1, 512, 16, 16}, {2, 511, 16, 16}, {2, 1024, 32, 16}, {3, 1537, 48, 8}, {1, 2100, 16, 3}};
   for (const auto& shape : shapes) {
     for (const bool carried : {false, true}) expect_fast_agrees(shape, at::kBFloat16, carried, 0.3, 0.98);
   }

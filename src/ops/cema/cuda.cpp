@@ -33,8 +33,8 @@ struct Arguments {
         omega(omega_in.contiguous()),
         h0(h0_in ? plain(*h0_in) : at::Tensor()),
         shape{x.size(0), x.size(1), x.size(2), p.size(1)} {
-    TORCH_CHECK(shape.N <= cuda::kMostCemaComponents, "[cema] p: expected at most ", cuda::kMostCemaComponents,
-                " components a feature on a CUDA device, got ", shape.N);
+    TORCH_CHECK(shape.N <= cuda::kMostCemaComponents, "[cema] p: expected at most ",
+                cuda::kMostCemaComponents, " components a feature on a CUDA device, got ", shape.N);
     if (x.scalar_type() == at::kBFloat16 && shape.N <= cuda::kMostBlockComponents &&
         shape.D % cuda::kCemaTileFeatures == 0)
       first = shape.L / cuda::kCemaTile * cuda::kCemaTile;
@@ -45,7 +45,9 @@ struct Arguments {
   cuda::CemaCoefficients coefficients(const at::Tensor& at_first = {}) const {
     return {floats(p), floats(q), floats(eta), floats(omega), floats(at_first.defined() ? at_first : h0)};
   }
-  at::Tensor states(int64_t count) const { return at::empty({shape.B, count, shape.D, shape.N, 2}, p.options()); }
+  at::Tensor states(int64_t count) const {
+    return at::empty({shape.B, count, shape.D, shape.N, 2}, p.options());
+  }
 };
 
 void run_blocks(const Arguments& a, const at::Tensor& x, bool backwards, const at::Tensor& carry_in,
@@ -65,7 +67,8 @@ at::Tensor forward_tiles(const Arguments& a, const at::Tensor& y) {
 }
 
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q,
-                                           const at::Tensor& eta, const at::Tensor& omega, const Optional& h0) {
+                                           const at::Tensor& eta, const at::Tensor& omega,
+                                           const Optional& h0) {
   const Arguments a(x, p, q, eta, omega, h0);
   const auto y = at::empty_like(a.x);
   const auto at_first = a.has_tiles() ? forward_tiles(a, y) : at::Tensor();
@@ -76,21 +79,23 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor
   const auto h_last = a.states(1), segment_state = a.states(cuda::cema_cut(a.shape, a.first).segments);
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
     cuda::cema_forward(a.shape, a.first, a.coefficients(at_first), pointer<T>(a.x),
-                       mutable_pointer<float>(segment_state), mutable_pointer<T>(y), mutable_pointer<float>(h_last),
-                       stream);
+                       mutable_pointer<float>(segment_state), mutable_pointer<T>(y),
+                       mutable_pointer<float>(h_last), stream);
   });
   return {y, as_state(h_last)};
 }
 
 Gradients backward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q, const at::Tensor& eta,
-                   const at::Tensor& omega, const Optional& h0, const at::Tensor& dy, const Optional& dh_last) {
+                   const at::Tensor& omega, const Optional& h0, const at::Tensor& dy,
+                   const Optional& dh_last) {
   const Arguments a(x, p, q, eta, omega, h0);
   const auto [B, L, D, N] = a.shape;
   const auto dy_ = aligned(dy, 16 / dy.element_size()), dx = at::empty_like(a.x);
   const auto cut = a.has_rest() ? cuda::cema_cut(a.shape, a.first) : cuda::CemaCut{0, 0};
   const int64_t tile_rows = a.has_tiles() ? B : 0, rows = tile_rows + B * cut.segments;
   const auto sums = at::empty({5 * N + 1, rows, D}, a.p.options()), dh0 = a.states(1);
-  auto after = dh_last ? plain(*dh_last) : at::Tensor();  // the gradient of the state after what is left to do
+  auto after =
+      dh_last ? plain(*dh_last) : at::Tensor();  // the gradient of the state after what is left to do
   if (a.has_rest()) {
     const auto at_first = a.has_tiles() ? forward_tiles(a, {}) : at::Tensor();
     const auto segment_state = a.states(cut.segments), span_state = a.states(cut.spans);
@@ -118,7 +123,11 @@ Gradients backward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q
     return at::view_as_complex(
         total.narrow(1, column, 2 * n).clone(at::MemoryFormat::Contiguous).view({d, n, 2}));
   };
-  return {dx, real(0), complex(N), complex(3 * N), total.select(1, 5 * N).contiguous(),
+  return {dx,
+          real(0),
+          complex(N),
+          complex(3 * N),
+          total.select(1, 5 * N).contiguous(),
           h0 ? at::view_as_complex(dh0.view({B, D, N, 2})) : at::Tensor()};
 }
 

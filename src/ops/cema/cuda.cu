@@ -124,8 +124,8 @@ __device__ void load_run(const T* x, const CemaShape& s, const Place& at, std::i
 
 // What each segment makes of a zero state.
 template <class T>
-__global__ void forward_segments(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x,
-                                 Cut cut, float* segment_state) {
+__global__ void forward_segments(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x, Cut cut,
+                                 float* segment_state) {
   const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
   Complex h[kOwn] = {};
@@ -192,9 +192,9 @@ __global__ void carry_segments(CemaShape s, const float* q, const float* first, 
 
 // Outputs of each segment from its first state, or, without y, the states before its spans.
 template <class T>
-__global__ void forward_outputs(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x,
-                                Cut cut, const float* segment_state, T* __restrict__ y,
-                                float* h_last, float* span_state) {
+__global__ void forward_outputs(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x, Cut cut,
+                                const float* segment_state, T* __restrict__ y, float* h_last,
+                                float* span_state) {
   const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
   Complex h[kOwn];
@@ -268,8 +268,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_outputs(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x,
                      const T* __restrict__ dy, Cut cut, const float* segment_gradient,
-                     const float* span_state, T* __restrict__ dx, float* dh0, float* to, std::int64_t first_row,
-                     std::int64_t rows) {
+                     const float* span_state, T* __restrict__ dx, float* dh0, float* to,
+                     std::int64_t first_row, std::int64_t rows) {
   __shared__ Complex saved[kRuns][kOwn][kThreads];
   const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
@@ -277,7 +277,8 @@ __global__ void __launch_bounds__(kThreads)
   read_state(s, segment_gradient, at.b * gridDim.y + at.segment, at, g);
   Sums sums;
   const std::int64_t spans = (s.L - cut.first + kCemaSpan - 1) / kCemaSpan;
-  for (std::int64_t span = (at.end - 1 - cut.first) / kCemaSpan; cut.first + span * kCemaSpan >= at.begin; --span) {
+  for (std::int64_t span = (at.end - 1 - cut.first) / kCemaSpan; cut.first + span * kCemaSpan >= at.begin;
+       --span) {
     const std::int64_t first = cut.first + span * kCemaSpan;
     Complex h[kOwn];
     read_state(s, span_state, at.b * spans + span, at, h);
@@ -334,7 +335,8 @@ const float* first_states(const Launch& l, const CemaShape& s, const CemaCoeffic
                           float* segment_state, cudaStream_t stream) {
   if (l.segments == 1) return c.h0;
   forward_segments<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.cut, segment_state);
-  carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, c.h0, l.segments, l.cut, false, segment_state);
+  carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, c.h0, l.segments, l.cut, false,
+                                                          segment_state);
   return segment_state;
 }
 template <class T>
@@ -342,7 +344,8 @@ const float* last_gradients(const Launch& l, const CemaShape& s, const CemaCoeff
                             const float* dh_last, float* segment_state, cudaStream_t stream) {
   if (l.segments == 1) return dh_last;
   backward_segments<<<l.grid, kThreads, 0, stream>>>(s, c, dy, l.cut, segment_state);
-  carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, dh_last, l.segments, l.cut, true, segment_state);
+  carry_segments<<<l.carry_blocks, kThreads, 0, stream>>>(s, c.q, dh_last, l.segments, l.cut, true,
+                                                          segment_state);
   return segment_state;
 }
 
@@ -361,28 +364,32 @@ void cema_forward(const CemaShape& s, std::int64_t first, const CemaCoefficients
                   float* segment_state, T* y, float* h_last, cudaStream_t stream) {
   const Launch l(s, first);
   const float* const states = first_states(l, s, c, x, segment_state, stream);
-  forward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.cut, states, y, h_last, static_cast<float*>(nullptr));
+  forward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.cut, states, y, h_last,
+                                                   static_cast<float*>(nullptr));
 }
 
 template <class T>
 void cema_backward(const CemaShape& s, std::int64_t first, const CemaCoefficients& c, const T* x, const T* dy,
-                   const float* dh_last, const CemaBackwardWork& work, T* dx, float* dh0, cudaStream_t stream) {
+                   const float* dh_last, const CemaBackwardWork& work, T* dx, float* dh0,
+                   cudaStream_t stream) {
   const Launch l(s, first);
   const float* const states = first_states(l, s, c, x, work.segment_state, stream);
   forward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, l.cut, states, static_cast<T*>(nullptr),
                                                    static_cast<float*>(nullptr), work.span_state);
   const float* const after = last_gradients(l, s, c, dy, dh_last, work.segment_state, stream);
-  backward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, dy, l.cut, after, work.span_state, dx, dh0, work.sums,
-                                                    work.first_row, work.rows);
+  backward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, dy, l.cut, after, work.span_state, dx, dh0,
+                                                    work.sums, work.first_row, work.rows);
 }
 
-template void cema_forward(const CemaShape&, std::int64_t, const CemaCoefficients&, const float*, float*, float*,
-                           float*, cudaStream_t);
+template void cema_forward(const CemaShape&, std::int64_t, const CemaCoefficients&, const float*, float*,
+                           float*, float*, cudaStream_t);
 template void cema_forward(const CemaShape&, std::int64_t, const CemaCoefficients&, const Bfloat16*, float*,
                            Bfloat16*, float*, cudaStream_t);
-template void cema_backward(const CemaShape&, std::int64_t, const CemaCoefficients&, const float*, const float*,
-                            const float*, const CemaBackwardWork&, float*, float*, cudaStream_t);
+template void cema_backward(const CemaShape&, std::int64_t, const CemaCoefficients&, const float*,
+                            const float*, const float*, const CemaBackwardWork&, float*, float*,
+                            cudaStream_t);
 template void cema_backward(const CemaShape&, std::int64_t, const CemaCoefficients&, const Bfloat16*,
-                            const Bfloat16*, const float*, const CemaBackwardWork&, Bfloat16*, float*, cudaStream_t);
+                            const Bfloat16*, const float*, const CemaBackwardWork&, Bfloat16*, float*,
+                            cudaStream_t);
 
 }  // namespace megalodon::ops::cuda

@@ -10,16 +10,16 @@ using cpu::CemaCoefficients, cpu::CemaShape;
 // Components of a feature that the kernels take.
 inline constexpr std::int64_t kMostCemaComponents = 32;
 
-// In registers: the steps from `first` on, in segments that run side by side (their states are made first), each of
-// whole spans; the backward pass starts every span from its state.
+// In registers: the steps from `first` on, in segments that run side by side (their states are made first),
+// each of whole spans; the backward pass starts every span from its state.
 struct CemaCut {
   std::int64_t segments, spans;  // of a sequence
 };
 inline constexpr std::int64_t kCemaSpan = 64;  // steps
 CemaCut cema_cut(const CemaShape& shape, std::int64_t first);
 
-// Pointers are those of ops/cema/kernel.h, on a device; c.h0 is the state before `first`. segment_state [B, segments,
-// D, N, 2] is scratch memory.
+// Pointers are those of ops/cema/kernel.h, on a device; c.h0 is the state before `first`. segment_state [B,
+// segments, D, N, 2] is scratch memory.
 template <class T>
 void cema_forward(const CemaShape& shape, std::int64_t first, const CemaCoefficients& c, const T* x,
                   float* segment_state, T* y, float* h_last, cudaStream_t stream);
@@ -27,25 +27,29 @@ void cema_forward(const CemaShape& shape, std::int64_t first, const CemaCoeffici
 struct CemaBackwardWork {
   float* segment_state;  // [B, segments, D, N, 2]
   float* span_state;     // [B, spans, D, N, 2]
-  // [5 N + 1, rows, D]: the gradients of p, q, eta (real, imaginary) and omega; B segments rows from first_row on
+  // [5 N + 1, rows, D]: the gradients of p, q, eta (real, imaginary) and omega; B segments rows from
+  // first_row on
   float* sums;
   std::int64_t first_row, rows;
 };
 // dh0: the gradient of the state before `first`.
 template <class T>
-void cema_backward(const CemaShape& shape, std::int64_t first, const CemaCoefficients& c, const T* x, const T* dy,
-                   const float* dh_last, const CemaBackwardWork& work, T* dx, float* dh0, cudaStream_t stream);
+void cema_backward(const CemaShape& shape, std::int64_t first, const CemaCoefficients& c, const T* x,
+                   const T* dy, const float* dh_last, const CemaBackwardWork& work, T* dx, float* dh0,
+                   cudaStream_t stream);
 
 // On the tensor cores: the first L / kCemaTile tiles of steps of bfloat16 sequences whose D is a multiple of
 // kCemaTileFeatures, with N <= kMostBlockComponents; arrays at multiples of 16 bytes.
 inline constexpr std::int64_t kCemaTile = 512, kCemaTileFeatures = 16, kMostBlockComponents = 16;
-// y (null: not wanted) from x; backwards, dx from dy, the carried states being gradients of states. carry_in, carry_out [B, D, N, 2] or
-// null; tile_state [B, tiles, D, N, 2] or null: what is carried into each tile.
+// y (null: not wanted) from x; backwards, dx from dy, the carried states being gradients of states. carry_in,
+// carry_out [B, D, N, 2] or null; tile_state [B, tiles, D, N, 2] or null: what is carried into each tile.
 void cema_blocks(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x, bool backwards,
-                 const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y, cudaStream_t stream);
-// The gradients of the coefficients over the tiles, as the rows b of CemaBackwardWork::sums, [5 N + 1, rows, D], from the
-// states that the backwards cema_blocks carried into each tile.
-void cema_blocks_gradients(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x, const Bfloat16* dy,
-                           const float* tile_gradient, std::int64_t rows, float* sums, cudaStream_t stream);
+                 const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y,
+                 cudaStream_t stream);
+// The gradients of the coefficients over the tiles, as the rows b of CemaBackwardWork::sums, [5 N + 1, rows,
+// D], from the states that the backwards cema_blocks carried into each tile.
+void cema_blocks_gradients(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x,
+                           const Bfloat16* dy, const float* tile_gradient, std::int64_t rows, float* sums,
+                           cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

@@ -2,15 +2,17 @@
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
 
-// CEMA in blocks of kBlock steps on the tensor cores. A warp has one feature of one sequence and goes through its time, a
-// tile of kBlocks blocks at a time. With X [blocks, steps] the tile's inputs, three products of small matrices:
+// CEMA in blocks of kBlock steps on the tensor cores. A warp has one feature of one sequence and goes through
+// its time, a tile of kBlocks blocks at a time. With X [blocks, steps] the tile's inputs, three products of
+// small matrices:
 //   S = X Q,            what each block adds to the state:    Q [step i, n] = p_n q_n^(kBlock - 1 - i)
 //   h' = q^kBlock h + S, the states from block to block: a scan over the lanes, in float32
 //   Y = X K + H E,       H [blocks, n] the states before each block, E [n, step j] = eta_n q_n^(j + 1),
 //                        K [i, j] = k_(j - i), k_l = Re(sum_n p_n eta_n q_n^l), k_0 with omega added.
-// Complex states are pairs of real columns. Products are tf32: X is bfloat16 and so exact, the others have 11 bits.
-// Backwards in time the same gives dx from dy: with conj(q), with conj(eta) in the place of p and p in that of eta, and
-// the power one more in Q and one less in E, since what is carried is conj(q) times the gradient of the state.
+// Complex states are pairs of real columns. Products are tf32: X is bfloat16 and so exact, the others have 11
+// bits. Backwards in time the same gives dx from dy: with conj(q), with conj(eta) in the place of p and p in
+// that of eta, and the power one more in Q and one less in E, since what is carried is conj(q) times the
+// gradient of the state.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -31,8 +33,7 @@ struct Feature {
   __device__ float kernel(int l) const {  // k_l
     float sum = l == 0 ? omega : 0;
 #pragma unroll 4
-    for (int n = 0; n < kMostBlockComponents; ++n)
-      sum += p[n] * multiply(eta[n], power(q[n], l)).re;
+    for (int n = 0; n < kMostBlockComponents; ++n) sum += p[n] * multiply(eta[n], power(q[n], l)).re;
     return sum;
   }
 };
@@ -40,8 +41,8 @@ struct Feature {
 // Fragments of the right-hand matrices that a lane holds, as mma.sync wants them.
 struct Matrices {
   float2 q[4][4];  // Q: 8 steps x 8 columns at a time
-  float2 k[4];         // K: by the distance of the 8 steps to the 8 steps
-  Pair decay[4];     // q^kBlock of the lane's components 4 i + lane % 4
+  float2 k[4];     // K: by the distance of the 8 steps to the 8 steps
+  Pair decay[4];   // q^kBlock of the lane's components 4 i + lane % 4
 
   template <bool kBack>
   __device__ Matrices(const Feature<kBack>& f, int lane, float* kernel, float4* e) {
@@ -78,8 +79,8 @@ struct Matrices {
   }
 };
 
-// Outputs of the whole tiles of features blockIdx.x * kWarps .. of sequence blockIdx.y, from the carried state on.
-// tile_state [B, tiles, D, N, 2] or null: what is carried into each tile.
+// Outputs of the whole tiles of features blockIdx.x * kWarps .. of sequence blockIdx.y, from the carried
+// state on. tile_state [B, tiles, D, N, 2] or null: what is carried into each tile.
 template <bool kBack>
 __global__ void __launch_bounds__(kThreads, 2)
     outputs(CemaShape s, CemaCoefficients c, const Bfloat16* x, std::int64_t tiles, const float* carry_in,
@@ -90,10 +91,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ float kernels[kWarps][kBlock];
   __shared__ CoefficientMemory<kWarps> coefficients;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t b = blockIdx.y, first_feature = std::int64_t{blockIdx.x} * kWarps, d = first_feature + warp;
+  const std::int64_t b = blockIdx.y, first_feature = std::int64_t{blockIdx.x} * kWarps,
+                     d = first_feature + warp;
   const int N = static_cast<int>(s.N);
   coefficients.read(s, c, first_feature);
-  const Feature<kBack> feature{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp], c.omega[d]};
+  const Feature<kBack> feature{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp],
+                               c.omega[d]};
   const Matrices m(feature, lane, kernels[warp], e);
   using Words = TileWords<kWarps>;
   const TileMemory<kWarps> memory{s.L, s.D, b, first_feature};
@@ -108,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     wait_for_copies<kStages - 2>();
     __syncthreads();  // this tile is there, and the last one's buffer has been written out
     if (i + kStages - 1 < tiles)
-      memory.template fetch<kThreads>(x, actual(i + kStages - 1), buffers + (i + kStages - 1) % kStages * Words::kAll);
+      memory.template fetch<kThreads>(x, actual(i + kStages - 1),
+                                      buffers + (i + kStages - 1) % kStages * Words::kAll);
     commit_copies();
     auto* const tile = buffers + i % kStages * Words::kAll;
     if (tile_state != nullptr) carry.write(N, lane, tile_state, (b * tiles + actual(i)) * s.D + d);
@@ -132,8 +136,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         // Columns of the states in the order real, imaginary: rows i, i + 4 of E.
-        const std::uint32_t left[4] = {tf32_bits(states[k][0]), tf32_bits(states[k][2]), tf32_bits(states[k][1]),
-                                       tf32_bits(states[k][3])};
+        const std::uint32_t left[4] = {tf32_bits(states[k][0]), tf32_bits(states[k][2]),
+                                       tf32_bits(states[k][1]), tf32_bits(states[k][3])};
         const float4 right = e[(2 * k + pair) * 32 + lane];
         multiply_add(out[0], left, {right.x, right.y});
         multiply_add(out[1], left, {right.z, right.w});
@@ -149,9 +153,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-void cema_blocks(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x, bool backwards, const float* carry_in,
-                 float* carry_out, float* tile_state, Bfloat16* y, cudaStream_t stream) {
-  const std::size_t shared = kWarps * 8 * 32 * sizeof(float4) + kStages * TileWords<kWarps>::kAll * sizeof(std::uint32_t);
+void cema_blocks(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x, bool backwards,
+                 const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y,
+                 cudaStream_t stream) {
+  const std::size_t shared =
+      kWarps * 8 * 32 * sizeof(float4) + kStages * TileWords<kWarps>::kAll * sizeof(std::uint32_t);
   const auto kernel = backwards ? outputs<true> : outputs<false>;
   allow_shared_memory(kernel, shared);
   const dim3 grid(static_cast<unsigned>(s.D / kWarps), static_cast<unsigned>(s.B));

@@ -2,19 +2,22 @@
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
 
-// Gradients of CEMA's coefficients in blocks on the tensor cores (cuda_blocks.cu has the notation). Over all blocks r of a
-// feature, with h the state before a block, g the gradient of that after it, and step i, j within it:
-//   U [i, n] = sum_r g x_i,    V [j, n] = sum_r dy_j h,    W [j, i] = sum_r dy_j x_i,    A [n] = sum_r g conj(h).
-// They are the gradients of p q^(kBlock - 1 - i), of conj(eta q^(j + 1)), of k_(j - i) and of q^kBlock, and those of p, q,
-// eta and omega follow at the end. The blocks' states come from a scan forwards, their gradients from one backwards
-// from what was carried into the tile.
+// Gradients of CEMA's coefficients in blocks on the tensor cores (cuda_blocks.cu has the notation). Over all
+// blocks r of a feature, with h the state before a block, g the gradient of that after it, and step i, j
+// within it:
+//   U [i, n] = sum_r g x_i,    V [j, n] = sum_r dy_j h,    W [j, i] = sum_r dy_j x_i,    A [n] = sum_r g
+//   conj(h).
+// They are the gradients of p q^(kBlock - 1 - i), of conj(eta q^(j + 1)), of k_(j - i) and of q^kBlock, and
+// those of p, q, eta and omega follow at the end. The blocks' states come from a scan forwards, their
+// gradients from one backwards from what was carried into the tile.
 namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kFeatures = 8;  // a warp each
 constexpr int kThreads = 32 * kFeatures;
 constexpr int kStages = 3;
-constexpr int kScratchRow = 40;  // floats from block to block of a matrix [blocks, 32 columns] in scratch memory
+constexpr int kScratchRow =
+    40;  // floats from block to block of a matrix [blocks, 32 columns] in scratch memory
 using Words = TileWords<kFeatures>;
 
 struct Coefficients {  // of one feature
@@ -22,8 +25,9 @@ struct Coefficients {  // of one feature
   const Pair *q, *eta;
 };
 
-// Right-hand matrices [steps, columns] that a lane finds in table[(k 4 + column) 32 + lane], 8 x 8 at a time: what the
-// inputs add to the state after the block, or, `backwards`, the gradients of the outputs to that of the state before it.
+// Right-hand matrices [steps, columns] that a lane finds in table[(k 4 + column) 32 + lane], 8 x 8 at a time:
+// what the inputs add to the state after the block, or, `backwards`, the gradients of the outputs to that of
+// the state before it.
 __device__ void make_table(const Coefficients& c, bool backwards, int lane, float2* table) {
   const bool real = lane / 4 % 2 == 0;
   const int i = lane % 4;
@@ -47,12 +51,13 @@ __device__ void make_table(const Coefficients& c, bool backwards, int lane, floa
   }
 }
 
-// One feature of a tile as a left-hand matrix [steps, blocks], 16 x 8 at a time: of[m][k] for steps 16 m .. and blocks 8 k ..
+// One feature of a tile as a left-hand matrix [steps, blocks], 16 x 8 at a time: of[m][k] for steps 16 m ..
+// and blocks 8 k ..
 struct Columns {
   std::uint32_t of[2][2][4];
 
   __device__ void read(const std::uint32_t* tile, int feature, int lane) {
-const std::uint32_t* const first =
+    const std::uint32_t* const first =
         tile + feature / 2 + lane % 4 * Words::kOfBlock + lane / 4 * Words::kStep;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -61,14 +66,15 @@ const std::uint32_t* const first =
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int words = (8 * k + 4 * (i / 2)) * Words::kOfBlock + (16 * m + 8 * (i % 2)) * Words::kStep;
-          of[m][k][i] = float_bits(first[words], feature);
+          of[m][k][i] = float_bits(first + words, feature);
         }
       }
     }
   }
 };
 
-// sum [m][column] += left [steps, blocks] times states [blocks, columns], which go through scratch memory of the warp.
+// sum [m][column] += left [steps, blocks] times states [blocks, columns], which go through scratch memory of
+// the warp.
 __device__ void add_products(const float (&states)[4][4], const Columns& left, int lane, float* scratch,
                              float (&sum)[2][4][4]) {
   __syncwarp();
@@ -77,7 +83,8 @@ __device__ void add_products(const float (&states)[4][4], const Columns& left, i
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float* const to = scratch + (lane / 4 + 8 * half) * kScratchRow + 8 * column + 2 * (lane % 4);
-      *reinterpret_cast<float2*>(to) = {to_tf32(states[column][2 * half]), to_tf32(states[column][2 * half + 1])};
+      *reinterpret_cast<float2*>(to) = {to_tf32(states[column][2 * half]),
+                                        to_tf32(states[column][2 * half + 1])};
     }
   }
   __syncwarp();
@@ -95,7 +102,7 @@ __device__ void add_products(const float (&states)[4][4], const Columns& left, i
 
 struct Sums {
   float u[2][4][4] = {}, v[2][4][4] = {}, w[2][4][4] = {};  // steps 16 m .., columns 8 i ..
-  Pair a[4] = {};                                           // of this lane's blocks, components 4 i + lane % 4
+  Pair a[4] = {};  // of this lane's blocks, components 4 i + lane % 4
 
   __device__ void add_lags(const Columns& x, const Columns& dy) {
 #pragma unroll
@@ -203,7 +210,8 @@ __device__ void write_gradients(const Sums& s, const Coefficients& c, int N, int
 __global__ void __launch_bounds__(kThreads, 1)
     gradients(CemaShape shape, CemaCoefficients c, const Bfloat16* x, const Bfloat16* dy, std::int64_t tiles,
               const float* tile_gradient, std::int64_t rows, float* to) {
-  extern __shared__ float2 tables[];  // [features, 2, 16, 32], scratch [features, 16, kScratchRow], tiles of x and dy
+  extern __shared__ float2
+      tables[];  // [features, 2, 16, 32], scratch [features, 16, kScratchRow], tiles of x and dy
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   float2* const forward = tables + warp * 2 * 16 * 32;
   float2* const backward = forward + 16 * 32;
@@ -211,7 +219,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kScratch = 33 * kBlock;  // at least kBlocks rows of states, or a matrix of lags
   float* const scratch = all_scratch + warp * kScratch;
   auto* const buffers = reinterpret_cast<std::uint32_t*>(all_scratch + kFeatures * kScratch);
-  const std::int64_t b = blockIdx.y, first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
+  const std::int64_t b = blockIdx.y, first_feature = std::int64_t{blockIdx.x} * kFeatures,
+                     d = first_feature + warp;
   const int N = static_cast<int>(shape.N);
   __shared__ CoefficientMemory<kFeatures> coefficients;
   coefficients.read(shape, c, first_feature);
@@ -243,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     fetch(tile + kStages - 1);
     const std::uint32_t* const x_tile = buffers + tile % kStages * 2 * Words::kAll;
     const std::uint32_t* const dy_tile = x_tile + Words::kAll;
-    const auto products_with = [&](const std::uint32_t* from, const float2* table, float(&states)[4][4]) {
+    const auto products_with = [&](const std::uint32_t* from, const float2* table, float (&states)[4][4]) {
       Rows<kFeatures> in;
       in.template read<false>(from, warp, lane);
 #pragma unroll
@@ -273,8 +282,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-void cema_blocks_gradients(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x, const Bfloat16* dy,
-                           const float* tile_gradient, std::int64_t rows, float* sums, cudaStream_t stream) {
+void cema_blocks_gradients(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x,
+                           const Bfloat16* dy, const float* tile_gradient, std::int64_t rows, float* sums,
+                           cudaStream_t stream) {
   const std::size_t shared = kFeatures * (2 * 16 * 32 * sizeof(float2) + 33 * kBlock * sizeof(float)) +
                              kStages * 2 * Words::kAll * sizeof(std::uint32_t);
   allow_shared_memory(gradients, shared);

@@ -5,8 +5,8 @@
 #include "ops/cema/cuda.h"
 #include "ops/cuda_device.h"
 
-// The pieces of CEMA in blocks (cuda_blocks.cu): a tile of kBlocks blocks of kBlock steps of some features in shared
-// memory, small matrices in registers, and the scan of the states over the blocks.
+// The pieces of CEMA in blocks (cuda_blocks.cu): a tile of kBlocks blocks of kBlock steps of some features in
+// shared memory, small matrices in registers, and the scan of the states over the blocks.
 namespace megalodon::ops::cuda {
 
 inline constexpr int kBlock = 32, kBlocks = 16;
@@ -69,10 +69,11 @@ __device__ inline float to_tf32(float x) {
   return __uint_as_float(tf32_bits(x));
 }
 
-// c [16, 8] += a [16, 8] b [8, 8]. Lane 4 r + i holds of a the elements (r, i), (r + 8, i), (r, i + 4), (r + 8, i + 4), of
-// b (i, r), (i + 4, r), of c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i + 1).
+// c [16, 8] += a [16, 8] b [8, 8]. Lane 4 r + i holds of a the elements (r, i), (r + 8, i), (r, i + 4), (r +
+// 8, i + 4), of b (i, r), (i + 4, r), of c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i + 1).
 __device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], float2 b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
 }
@@ -85,8 +86,8 @@ __device__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// A tile in shared memory: words of two features; steps and blocks are apart so that the 32 lanes that read one
-// feature of 8 blocks and 4 steps find 32 banks.
+// A tile in shared memory: words of two features; steps and blocks are apart so that the 32 lanes that read
+// one feature of 8 blocks and 4 steps find 32 banks.
 template <int kFeatures>
 struct TileWords {
   static constexpr int kStep = kFeatures / 2 + 1, kOfBlock = kBlock * kStep + 4, kAll = kBlocks * kOfBlock;
@@ -108,7 +109,8 @@ struct TileMemory {
     static_assert(kSteps % kBlock == 0);
     const int step = static_cast<int>(threadIdx.x) / kWords, word = static_cast<int>(threadIdx.x) % kWords;
     const Bfloat16* from = x + at(tile, step) + 2 * word;
-    auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(to + TileWords<kFeatures>::of(step) + word));
+    auto target =
+        static_cast<std::uint32_t>(__cvta_generic_to_shared(to + TileWords<kFeatures>::of(step) + word));
 #pragma unroll
     for (int i = 0; i < kCemaTile / kSteps; ++i) {
       asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(from) : "memory");
@@ -130,13 +132,15 @@ struct TileMemory {
   }
 };
 
-// The element of feature `feature` in a word of two.
-__device__ inline std::uint32_t float_bits(std::uint32_t word, int feature) {
-  return feature % 2 == 0 ? word << 16 : word & 0xffff0000u;
+// The feature of a warp in the word of two features at `word`, as a float. The other half is another warp's
+// to write.
+__device__ inline std::uint32_t float_bits(const std::uint32_t* word, int feature) {
+  const Bfloat16 half = reinterpret_cast<const Bfloat16*>(word)[feature % 2];
+  return static_cast<std::uint32_t>(half.bits) << 16;
 }
 
-// One feature of a tile as left-hand matrices: rows are blocks, columns steps, 8 at a time. Backwards both run from the
-// last to the first: the same distances from the tile's last step instead of its first.
+// One feature of a tile as left-hand matrices: rows are blocks, columns steps, 8 at a time. Backwards both
+// run from the last to the first: the same distances from the tile's last step instead of its first.
 template <int kFeatures>
 struct Rows {
   std::uint32_t of[4][4];
@@ -153,7 +157,7 @@ struct Rows {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int words = 8 * (i % 2) * Words::kOfBlock + (8 * k + 4 * (i / 2)) * Words::kStep;
-        of[k][i] = float_bits(first[kSign * words], feature);
+        of[k][i] = float_bits(first + kSign * words, feature);
       }
     }
   }
@@ -197,9 +201,10 @@ struct State {
   }
 };
 
-// States before each block from what each adds: s[i] is a matrix [blocks, 8 columns] as mma.sync leaves it, component 4 i
-// + lane % 4 in (s[i][0], s[i][1]) of block lane / 4 and (s[i][2], s[i][3]) of block lane / 4 + 8. `carry`, the state before
-// the first, becomes that after the last. kBack: from the last block to the first.
+// States before each block from what each adds: s[i] is a matrix [blocks, 8 columns] as mma.sync leaves it,
+// component 4 i
+// + lane % 4 in (s[i][0], s[i][1]) of block lane / 4 and (s[i][2], s[i][3]) of block lane / 4 + 8. `carry`,
+// the state before the first, becomes that after the last. kBack: from the last block to the first.
 template <bool kBack = false>
 __device__ void scan_blocks(float (&s)[4][4], const Pair (&decay)[4], State& carry, int lane) {
   const int block = kBack ? 7 - lane / 4 : lane / 4, last = (kBack ? 0 : 28) + lane % 4;
@@ -210,7 +215,7 @@ __device__ void scan_blocks(float (&s)[4][4], const Pair (&decay)[4], State& car
     const Pair more = multiply(decay_by, from);
     re += more.re, im += more.im;
   };
-Pair powers[3][4];
+  Pair powers[3][4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     powers[0][i] = decay[i];
@@ -229,7 +234,8 @@ Pair powers[3][4];
     for (int k = 0; k < 3; ++k) {
       Pair before[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) before[i] = {of_earlier(s[i][half], 1 << k), of_earlier(s[i][half + 1], 1 << k)};
+      for (int i = 0; i < 4; ++i)
+        before[i] = {of_earlier(s[i][half], 1 << k), of_earlier(s[i][half + 1], 1 << k)};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (block >= 1 << k) add_decayed(s[i][half], s[i][half + 1], powers[k][i], before[i]);

@@ -46,10 +46,10 @@ __device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShap
   return static_cast<std::int64_t>(total);
 }
 
-// The weight 1/n of each step of the tile in the statistics, n steps counted with it and `before` before the tile; 0 where
-// padded. For all threads of the block.
-__device__ void find_weights(const std::uint8_t* mask, const TimestepNormShape& s, const Place& at, double before,
-                             double (&weights)[kSteps]) {
+// The weight 1/n of each step of the tile in the statistics, n steps counted with it and `before` before the
+// tile; 0 where padded. For all threads of the block.
+__device__ void find_weights(const std::uint8_t* mask, const TimestepNormShape& s, const Place& at,
+                             double before, double (&weights)[kSteps]) {
   if (threadIdx.x < kSteps) {
     const int t = static_cast<int>(threadIdx.x);
     const bool counts = t < at.steps && !is_padded(mask, at.row(s, t));
@@ -294,7 +294,8 @@ __global__ void backward_sums(TimestepNormShape s, TimestepNormBackward<T> a, Ti
     sum_u = group_sum(sum_u, lanes), sum_h = group_sum(sum_h, lanes), sum_hu = group_sum(sum_hu, lanes);
     if (lane != 0) continue;
     const bool padded = is_padded(a.mask, row);
-    sums[0][t][g] = padded ? 0 : sum_u, sums[1][t][g] = padded ? 0 : sum_h, sums[2][t][g] = padded ? 0 : sum_hu;
+    sums[0][t][g] = padded ? 0 : sum_u, sums[1][t][g] = padded ? 0 : sum_h,
+    sums[2][t][g] = padded ? 0 : sum_hu;
     for (int i = 0; i < 3; ++i) work.step[(row * 3 + i) * s.G + group] = sums[i][t][g];
   }
   __syncthreads();
