@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int column = 0; column < 4; ++column) multiply_add(states[column], in.of[k], m.q[k][column]);
     }
     scan_blocks<false>(states, m.decay, carry, lane);
+    __syncwarp();  // all lanes have read the feature that the results replace
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {  // two columns side by side
       float out[2][4] = {};
