@@ -44,6 +44,14 @@ int core_count() {
   return static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));  // more cores than cpu_set_t holds
 }
 
+bool multiplies_bfloat16() {
+#ifdef __x86_64__
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return false;
+#endif
+}
+
 double monotonic_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }

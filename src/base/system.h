@@ -14,6 +14,9 @@ std::int64_t memory_bytes();
 // "Intel(R) Xeon(R) Platinum 8481C"; the architecture where the system gives no name.
 std::string processor_name();
 
+// Whether the processor multiplies bfloat16 by itself, faster than float32.
+bool multiplies_bfloat16();
+
 // Seconds on a clock that never goes back; only differences mean something.
 double monotonic_seconds();
 

@@ -127,9 +127,12 @@ void fail_prompt(std::string_view what, std::string_view prompt, std::string_vie
   fail_request(what, "prompt \"" + shortened(prompt) + "\"", format);
 }
 
-void fail_rung(std::string_view task, std::int64_t round, std::string_view range) {
-  fail_request("no problems of " + std::string(task) + " for round " + std::to_string(round), "round",
-               "use rounds from 1 on; " + std::string(range));
+void check_rung(const Task& task, std::int64_t base, std::int64_t round) {
+  check_base(task, base);
+  if (round >= 1 && round <= task.last_round(base)) return;
+  fail_request("no problems of " + std::string(task.name()) + " for round " + std::to_string(round), "round",
+               "use rounds from 1 to " + std::to_string(task.last_round(base)) +
+                   ", where the hardest problems are reached");
 }
 
 }  // namespace megalodon::tasks

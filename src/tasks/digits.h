@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "tasks/task.h"
 
 // Numbers of any length as strings of decimal digits. "Reversed": least significant digit first.
 namespace megalodon::tasks {
@@ -41,7 +42,7 @@ std::vector<std::string> digits_and(std::string_view signs);
 [[noreturn]] void fail_difficulty(std::string_view task, std::string_view text, std::string_view range);
 // A request error for what cannot be a prompt; `format` says what can.
 [[noreturn]] void fail_prompt(std::string_view what, std::string_view prompt, std::string_view format);
-// A request error for a round that is none, or goes beyond the hardest difficulty of a task.
-[[noreturn]] void fail_rung(std::string_view task, std::int64_t round, std::string_view range);
+// A request error unless the task has a base and a round of these numbers.
+void check_rung(const Task& task, std::int64_t base, std::int64_t round);
 
 }  // namespace megalodon::tasks

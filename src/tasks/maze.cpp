@@ -263,13 +263,11 @@ class Mazes final : public Task {
   double base_weight(std::int64_t base) const override {
     return growth_ == Growth::hops ? 1 : static_cast<double>(base - smallest_base() + 1);
   }
+  std::int64_t last_round(std::int64_t base) const override {
+    return (largest_base() - base) / levels_a_round();
+  }
   std::vector<Difficulty> rung(std::int64_t base, std::int64_t round) const override {
-    check_base(*this, base);
-    if (round < 1 || round > (largest_base() - base) / levels_a_round()) {
-      fail_rung(name_, round,
-                growth_ == Growth::hops ? "mazes of 30 nodes have at most 29 hops"
-                                        : "mazes have at most 99 nodes, and a round adds three");
-    }
+    check_rung(*this, base, round);
     std::vector<Difficulty> added;
     for (std::int64_t i = 1; i <= levels_a_round(); ++i) {
       added.push_back(at(base + (round - 1) * levels_a_round() + i));

@@ -86,13 +86,13 @@ class Multiplication final : public Task {
   double base_weight(std::int64_t base) const override { return static_cast<double>(base); }
 
   // The sides of a square of k x k: j x (k+1) and (k+1) x j for j = 1 .. k, then its corner.
+  std::int64_t last_round(std::int64_t base) const override {
+    return (kMostDigits * (kMostDigits + 1) - base * (base + 1)) / 2;
+  }
   std::vector<Difficulty> rung(std::int64_t base, std::int64_t round) const override {
-    check_base(*this, base);
+    check_rung(*this, base, round);
     std::int64_t side = base + 1, j = round;
-    for (; j > side && side <= kMostDigits; ++side) j -= side;
-    if (round < 1 || side > kMostDigits) {
-      fail_rung(name(), round, "factors have at most " + std::to_string(kMostDigits) + " digits");
-    }
+    for (; j > side; ++side) j -= side;
     if (j == side) return {{side, side}};
     return {{j, side}, {side, j}};
   }

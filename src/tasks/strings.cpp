@@ -39,11 +39,9 @@ class Strings final : public Task {
     return grid;
   }
   double base_weight(std::int64_t base) const override { return static_cast<double>(base); }
+  std::int64_t last_round(std::int64_t base) const override { return kMostDigits - base; }
   std::vector<Difficulty> rung(std::int64_t base, std::int64_t round) const override {
-    check_base(*this, base);
-    if (round < 1 || round > kMostDigits - base) {
-      fail_rung(name_, round, "strings have at most " + std::to_string(kMostDigits) + " digits");
-    }
+    check_rung(*this, base, round);
     return {{base + round, 0}};
   }
 

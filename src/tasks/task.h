@@ -57,7 +57,9 @@ class Task {
   virtual std::vector<Difficulty> base_grid(std::int64_t base) const = 0;
   // The weight of the labelled set in a round's mixture.
   virtual double base_weight(std::int64_t base) const = 0;
-  // What round r >= 1 adds. A request error beyond the task's range.
+  // The last round that the hardest problems allow.
+  virtual std::int64_t last_round(std::int64_t base) const = 0;
+  // What round r adds, 1 <= r <= last_round(base); request errors name the range.
   virtual std::vector<Difficulty> rung(std::int64_t base, std::int64_t round) const = 0;
   // Rungs that each round of accelerated self-improvement takes, where the task fixes it (multiplication);
   // empty where a probe decides.
