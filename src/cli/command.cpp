@@ -18,7 +18,8 @@ std::filesystem::path model_folder(const std::string& path) {
   const auto found = train::CheckpointFolder(folder / "checkpoints", 1).latest();
   if (!found)
     fail_request("no whole checkpoint", path, "wait for the run's first, or name a model directory");
-  return found->folder;
+  // Of several models trained side by side, the first.
+  return std::filesystem::exists(found->folder / "model-1") ? found->folder / "model-1" : found->folder;
 }
 
 void check_fits(const data::Tokenizer& tokenizer, const model::LanguageModel& model,

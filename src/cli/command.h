@@ -20,13 +20,14 @@ void add_eval(CLI::App& program, Run& chosen);
 void add_info(CLI::App& program, Run& chosen);
 void add_data(CLI::App& program, Run& chosen);
 void add_task(CLI::App& program, Run& chosen);
+void add_improve(CLI::App& program, Run& chosen);
 void add_report(CLI::App& program, Run& chosen);
 void add_bench(CLI::App& program, Run& chosen);
 
 // `--device cpu|cuda|auto`, for ops::open_device.
 void add_device(CLI::App& command, std::string& device);
 
-// A model directory, or the newest checkpoint of a run directory.
+// A model directory, or the newest checkpoint of a run directory (its first model where there are several).
 std::filesystem::path model_folder(const std::string& path);
 
 // A request error where the tokenizer has ids that the model does not know.

@@ -24,6 +24,7 @@ int run(int argc, char** argv) {
   program.require_subcommand(1);
   megalodon::cli::Run chosen;
   megalodon::cli::add_train(program, chosen);
+  megalodon::cli::add_improve(program, chosen);
   megalodon::cli::add_generate(program, chosen);
   megalodon::cli::add_eval(program, chosen);
   megalodon::cli::add_info(program, chosen);

@@ -1,5 +1,3 @@
-#include <chrono>
-#include <ctime>
 #include <memory>
 
 #include "base/error.h"
@@ -7,6 +5,7 @@
 #include "base/log.h"
 #include "base/signals.h"
 #include "cli/command.h"
+#include "cli/run_folder.h"
 #include "model/model_folder.h"
 #include "ops/device.h"
 #include "report/run_report.h"
@@ -71,40 +70,10 @@ class ProgressBar : public train::Listener {
   std::string validation_;
 };
 
-std::string time_now() {
-  const auto now = std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
-  const std::time_t time = std::chrono::system_clock::to_time_t(now);
-  std::tm utc{};
-  gmtime_r(&time, &utc);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &utc);
-  return text;
-}
-
 std::string joined(const std::vector<std::string>& items) {
   std::string text;
   for (const auto& item : items) text += (text.empty() ? "" : ", ") + item;
   return text;
-}
-
-// Refuses to mix two runs in one folder; writes the resolved configuration where it is new.
-void settle_run_folder(const fs::path& run, const std::string& resolved, bool resume) {
-  const auto saved = run / "config.toml";
-  if (!fs::exists(saved)) return write_file_atomically(saved, resolved);
-  if (!resume) {
-    fail_request("the run directory holds a run", run.string(),
-                 "continue it with --resume, or name another with --set run=DIR");
-  }
-  std::string differing;
-  for (const auto& difference : config_differences(read_file(saved), resolved)) {
-    if (!train::may_change_on_resume(difference.substr(0, difference.find(':')))) {
-      differing += (differing.empty() ? "" : "; ") + difference;
-    }
-  }
-  if (!differing.empty()) {
-    fail_request("the configuration is not the run's: " + differing, saved.string(),
-                 "undo the change, or start another run");
-  }
 }
 
 std::unique_ptr<model::LanguageModel> open_model(const std::string& from, const data::Tokenizer& tokenizer) {
@@ -124,17 +93,13 @@ int run(const Options& o) {
   const bool fresh = config.from.empty();
   if (fresh) model::read_model_config(toml, 1);
   toml.finish();
-  std::error_code made;
-  fs::create_directories(config.run, made);
-  if (made)
-    fail_request("the run directory cannot be made: " + made.message(), config.run.string(),
-                 "name another with --set run=DIR");
+  make_run_folder(config.run);
   const FolderLock lock(config.run);
   const auto corpora = train::open_corpora(config);
   const auto model_config =
       fresh ? std::optional(model::read_model_config(toml, corpora.tokenizer->vocabulary_size()))
             : std::nullopt;
-  settle_run_folder(config.run, toml.resolved(), o.resume);
+  settle_configuration(config.run, toml.resolved(), o.resume, train::may_change_on_resume);
   const auto model =
       fresh ? model::make_model(*model_config, config.seed) : open_model(config.from, *corpora.tokenizer);
   model->to(device);
