@@ -9,6 +9,7 @@
 #include "cli/run_folder.h"
 #include "improve/improvement.h"
 #include "improve/metrics.h"
+#include "ops/device.h"
 #include "report/improve_report.h"
 #include "report/tensorboard.h"
 
@@ -108,11 +109,12 @@ int run(const Options& o) {
   if (!o.device.empty()) overrides.push_back("device=\"" + o.device + "\"");
   auto toml = Config::from_file(o.config, overrides);
   const auto config = improve::read_improve_config(toml);
-  const auto device = choose_device(config.device);
+  const auto device = ops::open_device(config.device);
   const auto tokenizer = data::make_symbol_tokenizer(config.task->symbols());
   const auto model_config = model::read_model_config(toml, tokenizer->vocabulary_size());
   toml.finish();
   const auto models = model::make_stack(model_config, improve::model_seeds(config));
+  models->to(device);
 
   make_run_folder(config.run);
   const FolderLock lock(config.run);
@@ -136,7 +138,7 @@ int run(const Options& o) {
                      {"models", config.models},
                      {"parameters", models->parameter_count() / config.models},
                      {"model", model::model_type(models->config())},
-                     {"device", device},
+                     {"device", c10::DeviceTypeName(device.type(), /*lower_case=*/true)},
                      {"compute_type", config.compute_type}};
     for (auto* listener : listeners) listener->on_start(facts);
     finished = improvement.run(listeners);
