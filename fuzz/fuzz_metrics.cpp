@@ -1,4 +1,5 @@
 #include "fuzz.h"
+#include "report/improve_report.h"
 #include "report/run_report.h"
 #include "report/testing.h"
 
@@ -14,6 +15,9 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
       fuzz::require(html.find(number) == html.npos, "coordinates are finite");
     }
   };
+  report::ImproveRun improvement = report::parse_improve_metrics(text);
+  report::parse_wrong_answers(text, improvement);
+  check(report::improve_report_html(improvement, text));
   report::Results results;
   fuzz::takes([&] { report::parse_results(text, "input", results); });
   fuzz::takes([&] {

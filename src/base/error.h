@@ -10,6 +10,14 @@ namespace megalodon {
 // that names out of a hostile file neither forge lines nor steer the terminal.
 std::string one_line(std::string_view text);
 
+// "a, b, c": the names to choose from, for messages.
+template <class Names>
+std::string joined(const Names& names) {
+  std::string all;
+  for (const auto& name : names) all.append(all.empty() ? "" : ", ").append(name);
+  return all;
+}
+
 // An error that a person reads: one line, `WHAT (WHERE): WHAT TO DO`.
 // The command line prints it behind `error: ` and exits with the code of its kind.
 class Error : public std::runtime_error {

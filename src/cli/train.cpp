@@ -70,12 +70,6 @@ class ProgressBar : public train::Listener {
   std::string validation_;
 };
 
-std::string joined(const std::vector<std::string>& items) {
-  std::string text;
-  for (const auto& item : items) text += (text.empty() ? "" : ", ") + item;
-  return text;
-}
-
 std::unique_ptr<model::LanguageModel> open_model(const std::string& from, const data::Tokenizer& tokenizer) {
   auto model = model::load_model(from);
   for (const auto& parameter : model->parameters()) parameter.value.set_requires_grad(true);

@@ -33,9 +33,7 @@ const tasks::Task& read_task(Config& config) {
   const auto name = config.string("task.name");
   const auto names = tasks::task_names();
   if (std::find(names.begin(), names.end(), name) == names.end()) {
-    std::string all;
-    for (const auto known : names) all += (all.empty() ? "" : ", ") + std::string(known);
-    config.fail("task.name", "unknown task '" + name + "'", "choose one of " + all);
+    config.fail("task.name", "unknown task '" + name + "'", "choose one of " + joined(names));
   }
   return tasks::find_task(name);
 }
@@ -45,11 +43,9 @@ void read_filters(Config& config, ImproveConfig& c) {
   c.filters = config.strings("improve.filters", {});
   for (const auto& filter : c.filters) {
     if (std::find(kFilters.begin(), kFilters.end(), filter) == kFilters.end()) {
-      std::string all;
-      for (const auto known : kFilters) all += (all.empty() ? "" : ", ") + std::string(known);
       const auto near = nearest_name(filter, kFilters);
       config.fail("improve.filters", "unknown filter '" + filter + "'",
-                  near.empty() ? "choose among " + all : "did you mean '" + near + "'?");
+                  near.empty() ? "choose among " + joined(kFilters) : "did you mean '" + near + "'?");
     }
   }
   const auto uses = [&](std::string_view filter) {
@@ -122,7 +118,7 @@ ImproveConfig read_improve_config(Config& config) {
   if (c.compute_type == "auto") c.compute_type = multiplies_bfloat16() ? "bfloat16" : "float32";
   c.optimizer = train::read_optimizer(config);
   c.first = read_stage(config, "first_round");
-  c.later = c.rounds > 0 ? read_stage(config, "round") : c.first;
+  c.later = read_stage(config, "round");
 
   c.evaluation_problems = config.integer("evaluation.problems", 1, 1 << 20, 1024);
   c.final_problems = config.integer("evaluation.final_problems", 1, 1 << 20, c.evaluation_problems);

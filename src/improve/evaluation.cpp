@@ -43,10 +43,6 @@ double Evaluation::mean() const {
   return std::accumulate(accuracy.begin(), accuracy.end(), 0.0) / static_cast<double>(accuracy.size());
 }
 
-double Evaluation::lowest() const {
-  return *std::min_element(accuracy.begin(), accuracy.end());
-}
-
 Evaluation evaluate(const Solver& solver, const tasks::Task& task, tasks::Difficulty difficulty,
                     int64_t problems, uint64_t seed) {
   Evaluation result{task.text(difficulty), problems, tasks::is_separable(task, difficulty), {}, {}};

@@ -51,7 +51,6 @@ struct Evaluation {
   std::vector<WrongAnswer> wrong;  // the first few
 
   double mean() const;
-  double lowest() const;
 };
 
 Evaluation evaluate(const Solver& solver, const tasks::Task& task, tasks::Difficulty difficulty,

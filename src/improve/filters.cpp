@@ -65,8 +65,8 @@ class Confidence : public Filter {
   void apply(std::span<Candidate> candidates) const override {
     for (auto& [key, group] : groups_of(candidates)) {
       auto surest_first = group;
-      std::stable_sort(surest_first.begin(), surest_first.end(), [](const Candidate* a, const Candidate* b) {
-        return a->answer().log_probability > b->answer().log_probability;
+      std::sort(surest_first.begin(), surest_first.end(), [](const Candidate* a, const Candidate* b) {
+        return std::pair(-a->answer().log_probability, a) < std::pair(-b->answer().log_probability, b);
       });
       const auto kept = static_cast<std::size_t>(std::llround(share_ * static_cast<double>(group.size())));
       for (std::size_t i = kept; i < surest_first.size(); ++i) surest_first[i]->kept = false;

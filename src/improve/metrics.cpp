@@ -43,13 +43,11 @@ void MetricsFile::on_labels(int64_t round, int64_t step, const LabelReport& repo
 }
 
 void MetricsFile::on_evaluation(int64_t round, int64_t step, const Evaluation& e) {
-  append({{"kind", "evaluation"},
-          {"round", round},
-          {"step", step},
-          {"difficulty", e.difficulty},
-          {"problems", e.problems},
-          {"mean_accuracy", e.mean()},
-          {"accuracy", e.accuracy}});
+  Json object{{"kind", "evaluation"},       {"round", round},         {"step", step},
+              {"difficulty", e.difficulty}, {"problems", e.problems}, {"mean_accuracy", e.mean()},
+              {"accuracy", e.accuracy}};
+  if (!e.separable) object["training_may_have_seen_these"] = true;
+  append(object);
 }
 
 void MetricsFile::on_round(int64_t round, int64_t step, const std::string& solved,

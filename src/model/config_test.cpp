@@ -31,12 +31,21 @@ std::string message_of(const std::string& text) {
 }
 
 TEST(ModelConfig, PresetsHaveThePapersSizes) {
+  // All layers are alike: two models of one and two of them tell the size, 28 GB of weights need not be had.
   const auto parameters = [](const std::string& preset) {
-    return make_model(read("[model]\npreset = \"" + preset + "\"", 32000), 0, false)->parameter_count();
+    const auto of_layers = [&](int64_t layers) {
+      const auto text = "[model]\npreset = \"" + preset + "\"\nnum_layers = " + std::to_string(layers);
+      return make_model(read(text, 32000), 0, false)->parameter_count();
+    };
+    const auto layers =
+        std::get<MegalodonConfig>(read("[model]\npreset = \"" + preset + "\"", 32000)).num_layers;
+    return of_layers(1) + (layers - 1) * (of_layers(2) - of_layers(1));
   };
   EXPECT_NEAR(static_cast<double>(parameters("200M")) / 1e9, 0.221, 5e-4);
   EXPECT_NEAR(static_cast<double>(parameters("1.3B")) / 1e9, 1.343, 5e-4);
   EXPECT_NEAR(static_cast<double>(parameters("1.3B-pg19")) / 1e9, 1.328, 5e-4);
+  EXPECT_NEAR(static_cast<double>(parameters("7B")) / 1e9, 7.117, 5e-4);
+  EXPECT_NEAR(static_cast<double>(parameters("7B-swiglu")) / 1e9, 7.386, 5e-4);
 }
 
 TEST(ModelConfig, TheBaselineThatTeachesItselfHasItsSize) {  // arXiv 2502.01612

@@ -17,7 +17,7 @@ at::Device device();
 // On the device of `x`, for what a test gives besides its inputs.
 at::Tensor beside(const at::Tensor& x, const at::Tensor& given);
 
-// Standard normal values, the same in every run (a counter seeds each call).
+// Standard normal values, a function of the running test and the draws before.
 at::Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kFloat);
 
 // ||a - b|| / ||b|| in float64 (complex128 for complex); the norm of a where b is zero.
@@ -25,8 +25,8 @@ double relative_error(const at::Tensor& a, const at::Tensor& b);
 
 // `fast` on `inputs` agrees with `reference` on the inputs in float64: outputs, and the gradients of every
 // floating input under random upstream gradients. The bound is `tolerance` (0: 2e-6 for float32, 1.5e-2 for
-// bfloat16), norm-wise. New memory is filled with NaN while `fast` runs, so that what a kernel leaves
-// unwritten shows. The reference runs on the CPU.
+// bfloat16), norm-wise, and wider for tensors of fewer than 256 numbers. New memory is filled with NaN while
+// `fast` runs, so that what a kernel leaves unwritten shows. The reference runs on the CPU.
 void expect_agreement(const Function& fast, const Function& reference, const Tensors& inputs,
                       double tolerance = 0);
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -77,13 +78,8 @@ void read_evaluation(const Json& o, ImproveRun& run) {
   if (std::find(run.difficulties.begin(), run.difficulties.end(), difficulty) == run.difficulties.end())
     run.difficulties.push_back(difficulty);
   round.accuracy[difficulty] = number(o, "mean_accuracy");
-  double lowest = round.accuracy[difficulty];
-  if (const auto all = o.find("accuracy"); all != o.end() && all->is_array()) {
-    for (const auto& value : *all) {
-      if (value.is_number()) lowest = std::min(lowest, value.get<double>());
-    }
-  }
-  round.lowest[difficulty] = lowest;
+  const auto seen = o.find("training_may_have_seen_these");
+  if (seen != o.end() && seen->is_boolean() && seen->get<bool>()) run.inseparable.insert(difficulty);
 }
 
 void read_round(const Json& o, ImproveRun& run) {
@@ -181,11 +177,10 @@ void add_tables(Page& page, const ImproveRun& run) {
     Table table{
         {"round", "answered", "never ended", "kept", "true before", "true after", "left by each filter"}, {}};
     for (const auto& [round, l] : run.labels) {
-      std::string left;
-      for (const auto& [filter, count] : l.left)
-        left += (left.empty() ? "" : ", ") + filter + " " + grouped(count);
+      std::vector<std::string> left;
+      for (const auto& [filter, count] : l.left) left.push_back(filter + " " + grouped(count));
       table.rows.push_back({grouped(round), grouped(l.generated), grouped(l.unended), grouped(l.kept),
-                            percent(l.before), percent(l.after), left.empty() ? "no filter" : left});
+                            percent(l.before), percent(l.after), left.empty() ? "no filter" : joined(left)});
     }
     page.table(table);
   }
@@ -290,6 +285,9 @@ std::string improve_report_html(const ImproveRun& run, std::string_view config) 
     page.section("Accuracy");
     page.paragraph("Exact match of whole answers, end included, on problems that no training set holds" +
                    std::string(run.models > 1 ? "; the mean of the models." : "."));
+    if (!run.inseparable.empty())
+      page.paragraph("Of difficulty " + joined(run.inseparable) +
+                     " there are too few problems to keep some apart: training may have seen these.");
     page.charts({draw(accuracy_map(run))});
     add_rounds(page, run);
   }

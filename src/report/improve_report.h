@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,7 +15,8 @@ namespace megalodon::report {
 //   {"kind":"step","round":n,"step":n,"tokens":n,"loss":x,"learning_rate":x,"gradient_norm":x,"seconds":x}
 //   {"kind":"labels","round":n,"step":n,"generated":n,"kept":n,"unended":n,"accuracy_before":x,"accuracy_after":x,
 //    "filters":[{"filter":"vote","left":n}]}
-//   {"kind":"evaluation","round":n,"step":n,"difficulty":"12","problems":n,"mean_accuracy":x,"accuracy":[x,..]}
+//   {"kind":"evaluation","round":n,"step":n,"difficulty":"12","problems":n,"mean_accuracy":x,"accuracy":[x,..]
+//    [,"training_may_have_seen_these":true]}
 //   {"kind":"round","round":n,"step":n,"solved":"12","seconds":{"train":x,..}}
 struct ImproveRun {
   struct Labels {
@@ -24,7 +26,6 @@ struct ImproveRun {
   };
   struct Round {
     std::map<std::string, double> accuracy;  // by difficulty, the mean of the models
-    std::map<std::string, double> lowest;    // of the models
     std::string solved;                      // the hardest difficulty at 0.99 or better
     std::map<std::string, double> seconds;   // by phase
     bool evaluated = false;
@@ -40,6 +41,7 @@ struct ImproveRun {
   std::map<std::int64_t, Labels> labels;      // by round
   std::map<std::int64_t, Round> evaluations;  // by round
   std::vector<std::string> difficulties;      // in the order of the first evaluation that has them
+  std::set<std::string> inseparable;          // those whose problems training may have seen
   std::vector<Wrong> wrong;                   // of the last evaluated round
 };
 

@@ -41,9 +41,8 @@ const Task& find_task(std::string_view name) {
   for (const Task* task : all_tasks()) {
     if (task->name() == name) return *task;
   }
-  std::string list;
-  for (const auto known : task_names()) list.append(list.empty() ? "" : ", ").append(known);
-  fail_request("unknown task '" + one_line(name.substr(0, 60)) + "'", "task", "use one of " + list);
+  fail_request("unknown task '" + one_line(name.substr(0, 60)) + "'", "task",
+               "use one of " + joined(task_names()));
 }
 
 std::vector<std::string_view> task_names() {
