@@ -94,8 +94,7 @@ Evaluation evaluation_from_json(const Json& json, std::string_view where) {
   e.problems = json_member<int64_t>(json, "problems", where);
   e.separable = !json_member<bool>(json, "training_may_have_seen_these", where, false);
   const auto damaged = [&](const char* key) {
-    fail_request(std::string("no array '") + key + "'", std::string(where),
-                 "remove the line: it is done again");
+    fail_request(std::string("no array '") + key + "'", where, "remove the line: it is done again");
   };
   if (!json.contains("accuracy") || !json["accuracy"].is_array() || json["accuracy"].empty())
     damaged("accuracy");

@@ -27,7 +27,8 @@ void for_objects(std::string_view text, const F& use) {
       Json object;
       try {
         object = parse_json(line, "");
-      } catch (const std::exception&) {  // counted as unreadable
+      } catch (const Error&) {
+        object = nullptr;
       }
       use(object, end == text.size());
     }
