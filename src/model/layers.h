@@ -23,6 +23,7 @@ struct Place {
   at::Tensor start;              // [B] int64 on the CPU: the position of the first token of each row
   StreamState* state = nullptr;  // none: every row starts fresh
   DropoutKeys* dropout = nullptr;
+  at::ScalarType compute_type = at::kFloat;  // of activations and products
 };
 
 // Writes keys or values [B, L, Hkv, d] of positions start[b] .. into `ring` [B, C, Hkv, d], position p at

@@ -20,9 +20,11 @@ at::Tensor matrix(ParameterMaker& make, const std::string& name, int64_t out, in
   return make.normal(name, {out, in}, deviation);
 }
 
-// The operator scales by 1 + weight; Llama's files hold the whole factor.
-at::Tensor norm(const at::Tensor& x, const at::Tensor& factor, const LlamaConfig& c) {
-  return ops::rms_norm(x, factor - 1, c.rms_norm_eps);
+// The operator scales by 1 + weight; Llama's files hold the whole factor. The residual stream x is float32
+// whatever the compute type: in bfloat16 one of five models of 0.5M parameters did not learn to carry.
+at::Tensor norm(const at::Tensor& x, const at::Tensor& factor, const LlamaConfig& c,
+                at::ScalarType compute_type) {
+  return ops::rms_norm(x, factor - 1, c.rms_norm_eps).to(compute_type);
 }
 
 at::Tensor last(const at::Tensor& x) {  // of the positions, dimension 1
@@ -58,10 +60,11 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
 }
 
 at::Tensor LlamaBlock::operator()(const at::Tensor& x, const Place& place, bool last_only) const {
-  const auto mixed = project(attention(norm(x, input_norm, c), place, last_only), wo);  // [B, L, D]
-  const auto h = (last_only ? last(x) : x) + drop(mixed, c.dropout, place.dropout);     // [B, L, D]
-  const auto u = norm(h, post_norm, c);                                                 // [B, L, D]
-  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                    // [B, L, F]
+  const auto mixed =
+      project(attention(norm(x, input_norm, c, place.compute_type), place, last_only), wo);  // [B, L, D]
+  const auto h = (last_only ? last(x) : x) + drop(mixed, c.dropout, place.dropout);          // [B, L, D]
+  const auto u = norm(h, post_norm, c, place.compute_type);                                  // [B, L, D]
+  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                         // [B, L, F]
   return h + drop(project(hidden, down), c.dropout, place.dropout);
 }
 
@@ -105,7 +108,8 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout,
                          bool last_only) const {
   const int64_t B = tokens.size(0), L = tokens.size(1);
-  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout};
+  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout,
+                    compute_type()};
   if (state != nullptr) {  // room for all positions of this call
     const int64_t needed = state->position.max().item<int64_t>() + L;
     for (auto& [name, tensor] : state->tensors) {
@@ -114,10 +118,10 @@ at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKe
       tensor = at::constant_pad_nd(tensor, {0, 0, 0, 0, 0, grown - tensor.size(1)});
     }
   }
-  auto x = drop(embed(embedding_, tokens, compute_type()), c_.dropout, dropout);  // [B, L, D]
+  auto x = drop(embed(embedding_, tokens, at::kFloat), c_.dropout, dropout);  // [B, L, D]
   for (const auto& block : blocks_) x = block(x, place, last_only && block.layer + 1 == c_.num_hidden_layers);
   if (state != nullptr) state->position = state->position + L;
-  return norm(x, final_norm_, c_);
+  return norm(x, final_norm_, c_, compute_type());
 }
 
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {

@@ -39,7 +39,8 @@ Megalodon::Megalodon(const MegalodonConfig& config, ParameterMaker&& make)
 
 at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
   const int64_t B = tokens.size(0), L = tokens.size(1);
-  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout};
+  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout,
+                    compute_type()};
   auto x = embed(embedding_, tokens, compute_type());  // [B, L, D]
   if (c_.scale_emb) x = x * std::sqrt(static_cast<double>(c_.model_dim));
   x = drop(x, c_.dropout, dropout);
