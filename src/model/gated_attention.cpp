@@ -102,14 +102,15 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
   const auto smoothed = cema(x_n, place, layer);  // [B, L, D]
   const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
   const auto mx = drop(ops::rms_norm(smoothed, scale, config.norm_eps), config.hidden_dropout, place.dropout);
-  const auto z = project(mx, wz, bz).unflatten(-1, {config.num_heads, -1});                // [B, L, H, dz]
+  const auto of_mx = project(mx, {{wz, bz}, {wr, br}, {wh1, bh1}});
+  const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});                           // [B, L, H, dz]
   const auto v = ops::swiglu(project(x_n, wv, bv)).unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
   const auto [q, k] =
       ops::query_key(z, gamma, beta, place.start, config.chunk_size, config.rope_base, config.norm_eps);
   const auto o =
       attend(q, k, v, {.chunk = config.chunk_size}, config.attention_dropout, place, layer);  // [B, L, E]
-  const auto gated = ops::swiglu(project(mx, wr, br), o);                                     // [B, L, E]
-  const auto h = project(mx, wh1, bh1) + project(drop(gated, config.hidden_dropout, place.dropout), wh2);
+  const auto gated = ops::swiglu(of_mx[1], o);                                                // [B, L, E]
+  const auto h = of_mx[2] + project(drop(gated, config.hidden_dropout, place.dropout), wh2);
   return x + drop(h, config.dropout, place.dropout);
 }
 

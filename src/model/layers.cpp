@@ -8,16 +8,6 @@
 
 namespace megalodon::model {
 
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const auto w = weight.to(x.scalar_type());
-  if (w.dim() == 3) {
-    auto shape = x.sizes().vec();
-    shape.back() = w.size(1);
-    return at::bmm(x.reshape({w.size(0), -1, x.size(-1)}), w.transpose(1, 2)).view(shape);
-  }
-  return bias.defined() ? at::linear(x, w, bias.to(x.scalar_type())) : at::linear(x, w);
-}
-
 at::Tensor drop(const at::Tensor& x, double p, DropoutKeys* keys) {
   return keys != nullptr && p > 0 ? ops::dropout(x, p, keys->next()) : x;
 }

@@ -2,14 +2,11 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/language_model.h"
+#include "model/projection.h"
 #include "ops/attention/attention.h"
 
 // What the blocks of both families share.
 namespace megalodon::model {
-
-// x W^T + b in the type of x. x [..., in], weight [out, in], bias [out] or undefined; without a bias also the
-// weights [K, out, in] of stacked models, each for its share of the rows.
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
 // Drops with probability p where there are keys; x itself otherwise.
 at::Tensor drop(const at::Tensor& x, double p, DropoutKeys* keys);

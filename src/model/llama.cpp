@@ -64,18 +64,19 @@ at::Tensor LlamaBlock::operator()(const at::Tensor& x, const Place& place, bool 
       project(attention(norm(x, input_norm, c, place.compute_type), place, last_only), wo);  // [B, L, D]
   const auto h = (last_only ? last(x) : x) + drop(mixed, c.dropout, place.dropout);          // [B, L, D]
   const auto u = norm(h, post_norm, c, place.compute_type);                                  // [B, L, D]
-  const auto hidden = ops::swiglu(project(u, gate), project(u, up));                         // [B, L, F]
+  const auto inner = project(u, {{gate}, {up}});
+  const auto hidden = ops::swiglu(inner[0], inner[1]);  // [B, L, F]
   return h + drop(project(hidden, down), c.dropout, place.dropout);
 }
 
 at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool last_only) const {
   const int64_t d = c.head_dim;
-  const auto heads = [&](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& start,
-                         bool turned) {
-    const auto y = project(x, weight).view({x.size(0), x.size(1), -1, d});
-    return turned && c.position_embedding == "rope" ? ops::rope(y, start, 0, c.rope_theta) : y;
+  const auto heads = [&](const at::Tensor& x) { return x.unflatten(-1, {-1, d}); };
+  const auto turned = [&](const at::Tensor& x, const at::Tensor& start) {
+    return c.position_embedding == "rope" ? ops::rope(heads(x), start, 0, c.rope_theta) : heads(x);
   };
-  auto k = heads(u, wk, place.start, true), v = heads(u, wv, place.start, false);  // [B, L, Hkv, d]
+  const auto projected = last_only ? project(u, {{wk}, {wv}}) : project(u, {{wk}, {wv}, {wq}});
+  auto k = turned(projected[0], place.start), v = heads(projected[1]);  // [B, L, Hkv, d]
   auto here = place;
   if (last_only) {  // the keys before the last join the state; the last query, key and value go on from there
     const int64_t before = u.size(1) - 1;
@@ -85,7 +86,7 @@ at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool l
     k = last(k);
     v = last(v);
   }
-  const auto q = heads(last_only ? last(u) : u, wq, here.start, true);  // [B, L, H, d]
+  const auto q = turned(last_only ? project(last(u), wq) : projected[2], here.start);  // [B, L, H, d]
   return attend(q, k, v, {.scale = 1 / std::sqrt(static_cast<double>(d))}, c.attention_dropout, here, layer);
 }
 

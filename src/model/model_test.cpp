@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "base/testing.h"
 #include "model/language_model.h"
+#include "model/projection.h"
 #include "model/streaming.h"
 #include "ops/testing.h"
 
@@ -251,6 +252,41 @@ TEST(Model, Bfloat16StaysNearFloat32) {
     model->set_compute_type(at::kBFloat16);
     EXPECT_LE(ops::testing::relative_error(model->forward(tokens), exact), 5e-2) << model_type(config);
   }
+}
+
+// Values and gradients of several layers over one x are those of torch's linear layers, one by one.
+TEST(Projection, AgreesWithLinearLayers) {
+  const auto leaf = [](const at::Tensor& x) { return x.detach().clone().set_requires_grad(true); };
+  const auto x = ops::testing::random({2, 3, 5}, at::kDouble), w1 = ops::testing::random({4, 5}, at::kDouble),
+             w2 = ops::testing::random({6, 5}, at::kDouble), b2 = ops::testing::random({6}, at::kDouble);
+  const auto d1 = ops::testing::random({2, 3, 4}, at::kDouble),
+             d2 = ops::testing::random({2, 3, 6}, at::kDouble);
+  const std::vector<at::Tensor> got{leaf(x), leaf(w1), leaf(w2), leaf(b2)},
+      want{leaf(x), leaf(w1), leaf(w2), leaf(b2)};
+  const auto y = project(got[0], {{got[1]}, {got[2], got[3]}});
+  (y[0] * d1).sum().add((y[1] * d2).sum()).backward();
+  const auto y1 = at::linear(want[0], want[1]), y2 = at::linear(want[0], want[2], want[3]);
+  (y1 * d1).sum().add((y2 * d2).sum()).backward();
+  EXPECT_LE(largest_difference(y[0], y1), 1e-12);
+  EXPECT_LE(largest_difference(y[1], y2), 1e-12);
+  for (std::size_t i = 0; i < got.size(); ++i)
+    EXPECT_LE(largest_difference(got[i].grad(), want[i].grad()), 1e-12) << i;
+
+  const auto unused = project(leaf(x), {{got[1]}, {got[2], got[3]}});
+  unused[1].sum().backward();  // of a layer that nothing depends on there is no gradient
+}
+
+TEST(Projection, KeepsTheWeightsType) {
+  const auto x = ops::testing::random({3, 5}).to(at::kBFloat16).set_requires_grad(true);
+  const auto w =
+      ops::testing::random({2, 4, 5}).set_requires_grad(true);  // two models, of which x has none to share
+  EXPECT_THROW(project(x, w), c10::Error);
+  const auto even = ops::testing::random({6, 5}).to(at::kBFloat16).set_requires_grad(true);
+  const auto y = project(even, w);
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  y.sum().backward();
+  EXPECT_EQ(w.grad().scalar_type(), at::kFloat);
+  EXPECT_EQ(even.grad().scalar_type(), at::kBFloat16);
 }
 
 TEST(Stack, IsItsModelsSideBySide) {

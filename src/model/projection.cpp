@@ -1,0 +1,101 @@
+#include "model/projection.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace megalodon::model {
+namespace {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// [R, in], or [K, R, in] for the weights of K models.
+at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
+  return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
+}
+
+at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
+  return a.dim() == 3 ? at::bmm(a, b) : at::mm(a, b);
+}
+
+void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
+  a.dim() == 3 ? sum.baddbmm_(a, b) : sum.addmm_(a, b);
+}
+
+// `biased`: the layer of each bias, in rising order, since a list for autograd holds no undefined tensors.
+variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
+                     const std::vector<int64_t>& biased) {
+  auto shape = x.sizes().vec();
+  variable_list y;
+  for (std::size_t i = 0, b = 0; i < weights.size(); ++i) {
+    const auto rows = rows_of(x, weights[i]), w = weights[i].to(x.scalar_type()).transpose(-2, -1);
+    const bool has_bias = b < biased.size() && biased[b] == static_cast<int64_t>(i);
+    shape.back() = w.size(-1);
+    y.push_back(
+        (has_bias ? at::addmm(biases[b++].to(x.scalar_type()), rows, w) : product(rows, w)).view(shape));
+  }
+  return y;
+}
+
+struct Projection : torch::autograd::Function<Projection> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
+                               at::TensorList biases, const std::vector<int64_t>& biased) {
+    variable_list saved{x};
+    saved.insert(saved.end(), weights.begin(), weights.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["biased"] = biased;
+    return values(x, weights, biases, biased);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    const auto saved = ctx->get_saved_variables();
+    const auto biased = ctx->saved_data["biased"].toIntVector();
+    const auto& x = saved[0];
+    const std::size_t layers = saved.size() - 1;
+    variable_list gradients(1 + layers + biased.size() + 1);  // the last is of `biased`
+    at::Tensor dx;
+    for (std::size_t i = 0; i < layers; ++i) {
+      if (!dy[i].defined()) continue;
+      const auto& weight = saved[1 + i];
+      const auto d = rows_of(dy[i], weight);
+      if (ctx->needs_input_grad(0)) {
+        const auto w = weight.to(x.scalar_type());
+        if (dx.defined())
+          add_product(dx, d, w);
+        else
+          dx = product(d, w);
+      }
+      if (ctx->needs_input_grad(1 + i))
+        gradients[1 + i] = product(d.transpose(-2, -1), rows_of(x, weight)).to(weight.scalar_type());
+    }
+    for (std::size_t b = 0; b < biased.size(); ++b) {
+      const auto& d = dy[static_cast<std::size_t>(biased[b])];
+      const auto type = saved[1 + static_cast<std::size_t>(biased[b])].scalar_type();
+      if (d.defined() && ctx->needs_input_grad(1 + layers + b))
+        gradients[1 + layers + b] = d.reshape({-1, d.size(-1)}).sum(0, /*keepdim=*/false, type);
+    }
+    if (dx.defined()) gradients[0] = dx.view(x.sizes());
+    return gradients;
+  }
+};
+
+}  // namespace
+
+std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
+  variable_list weights, biases;
+  std::vector<int64_t> biased;
+  for (const auto& layer : layers) {
+    if (layer.bias.defined()) {
+      biased.push_back(static_cast<int64_t>(weights.size()));
+      biases.push_back(layer.bias);
+    }
+    weights.push_back(layer.weight);
+  }
+  if (!at::GradMode::is_enabled()) return values(x, weights, biases, biased);
+  return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased);
+}
+
+at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return project(x, {{weight, bias}})[0];
+}
+
+}  // namespace megalodon::model

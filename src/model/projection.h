@@ -1,0 +1,22 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <initializer_list>
+#include <vector>
+
+namespace megalodon::model {
+
+// A linear layer: weight [out, in] and bias [out] or undefined; without a bias also the weights [K, out, in]
+// of stacked models, each for its share of the rows.
+struct Linear {
+  at::Tensor weight, bias = {};
+};
+
+// x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
+// are cast to for a product is not kept for the backward pass.
+at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+
+// The same x through several layers: the gradients of x are summed inside the products.
+std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers);
+
+}  // namespace megalodon::model
