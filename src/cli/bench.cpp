@@ -14,7 +14,6 @@
 #include "model/streaming.h"
 #include "ops/attention/attention.h"
 #include "ops/cema/cema.h"
-#include "ops/cross_entropy/cross_entropy.h"
 #include "ops/device.h"
 #include "ops/timestep_norm/timestep_norm.h"
 #include "train/optimizer.h"
@@ -143,10 +142,9 @@ void bench_train(const Options& o) {
   train::AdamW optimizer(model->parameters(), {});
   const auto tokens =
       at::randint(model::vocab_size(model->config()), {o.batch, o.context + 1}, o.in(at::kLong));
-  const auto inputs = tokens.narrow(1, 0, o.context), targets = tokens.narrow(1, 1, o.context).reshape(-1);
+  const auto inputs = tokens.narrow(1, 0, o.context), targets = tokens.narrow(1, 1, o.context);
   const double seconds = median_seconds(o, o.repeats, [&] {
-    const auto logits = model->forward(inputs);
-    torch::autograd::backward({ops::cross_entropy(logits.view({targets.numel(), -1}), targets).mean()}, {});
+    torch::autograd::backward({model->mean_loss(inputs, targets)}, {});
     optimizer.step(1e-4, optimizer.gradient_norms());
   });
   const double work = 3 * forward_operations(*model, o.context) * static_cast<double>(o.batch);

@@ -52,12 +52,8 @@ Batch make_batch(const data::Tokenizer& tokenizer, std::span<const Example> exam
 }
 
 Learner::Outcome Learner::step(const Batch& batch, double rate) {
-  const int64_t K = models_.stack();
-  const auto targets = batch.targets.to(models_.device());
-  const auto logits = models_.forward(batch.tokens.to(models_.device()));  // [N, L, V]
-  const auto nll = ops::cross_entropy(logits.flatten(0, 1), targets.flatten());
-  const auto counted = targets.ne(ops::kIgnoredTarget).view({K, -1}).sum(1).clamp_min(1);  // [K]
-  const auto losses = nll.view({K, -1}).sum(1) / counted;                                  // [K]
+  const auto device = models_.device();
+  const auto losses = models_.mean_loss(batch.tokens.to(device), batch.targets.to(device));  // [K]
   torch::autograd::backward({losses.sum()}, {});
   const auto norms = optimizer_.gradient_norms();
   const Outcome outcome{

@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "model/llama.h"
 #include "model/megalodon.h"
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
 
 namespace megalodon::model {
 
@@ -19,6 +20,16 @@ int64_t LanguageModel::parameter_count() const {
   int64_t count = 0;
   for (const auto& parameter : parameters_) count += parameter.value.numel();
   return count;
+}
+
+at::Tensor LanguageModel::logits(const at::Tensor& hidden) const {
+  return project(hidden, output_).to(at::kFloat);
+}
+
+at::Tensor LanguageModel::mean_loss(const at::Tensor& tokens, const at::Tensor& targets,
+                                    DropoutKeys* dropout) const {
+  return ops::linear_cross_entropy(hidden(tokens, nullptr, dropout).flatten(0, 1), output_,
+                                   targets.flatten());
 }
 
 at::Tensor LanguageModel::next_logits(const at::Tensor& tokens, StreamState& state) const {

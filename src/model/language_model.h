@@ -53,11 +53,16 @@ class LanguageModel {
   virtual at::Tensor hidden(const at::Tensor& tokens, StreamState* state = nullptr,
                             DropoutKeys* dropout = nullptr) const = 0;
   // Logits [..., V] float32 of hidden states [..., D].
-  virtual at::Tensor logits(const at::Tensor& hidden) const = 0;
+  virtual at::Tensor logits(const at::Tensor& hidden) const;
   at::Tensor forward(const at::Tensor& tokens, StreamState* state = nullptr,
                      DropoutKeys* dropout = nullptr) const {
     return logits(hidden(tokens, state, dropout));
   }
+
+  // The mean loss in nats of those targets [B, L] that are not ops::kIgnoredTarget, a number; of a stack each
+  // model's, [K]. tokens [B, L]. The logits are never all in memory.
+  at::Tensor mean_loss(const at::Tensor& tokens, const at::Tensor& targets,
+                       DropoutKeys* dropout = nullptr) const;
 
   // Logits [B, V] of the token after the last of each row, going on from the state: as forward() gives them
   // for the last position, without the work for what only other positions' logits need.
@@ -71,11 +76,16 @@ class LanguageModel {
   virtual at::Tensor from_file(const Parameter&, const at::Tensor& stored) const { return stored; }
 
  protected:
-  void adopt(std::vector<Parameter> parameters) { parameters_ = std::move(parameters); }
+  // `output`, one of the parameters, makes the logits: [V, D], of a stack [K, V, D].
+  void adopt(std::vector<Parameter> parameters, at::Tensor output) {
+    parameters_ = std::move(parameters);
+    output_ = std::move(output);
+  }
 
  private:
   ModelConfig config_;
   std::vector<Parameter> parameters_;
+  at::Tensor output_;
   at::ScalarType compute_type_ = at::kFloat;
 };
 

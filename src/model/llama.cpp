@@ -99,11 +99,11 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
       stack_(stack),
       embedding_(matrix(make, "model.embed_tokens.weight", config.vocab_size, config.hidden_size, config)),
       blocks_(make_blocks(make, config)),
-      final_norm_(make.constant("model.norm.weight", {config.hidden_size}, 1)),
-      output_(config.tie_word_embeddings
-                  ? embedding_
-                  : matrix(make, "lm_head.weight", config.vocab_size, config.hidden_size, config)) {
-  adopt(make.take());
+      final_norm_(make.constant("model.norm.weight", {config.hidden_size}, 1)) {
+  const auto output = config.tie_word_embeddings
+                          ? embedding_
+                          : matrix(make, "lm_head.weight", config.vocab_size, config.hidden_size, config);
+  adopt(make.take(), output);
 }
 
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout,
@@ -131,10 +131,6 @@ at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKe
 
 at::Tensor Llama::next_logits(const at::Tensor& tokens, StreamState& state) const {
   return logits(hidden(tokens, &state, nullptr, true)).squeeze(1);
-}
-
-at::Tensor Llama::logits(const at::Tensor& hidden) const {
-  return project(hidden, output_).to(at::kFloat);
 }
 
 StreamState Llama::fresh_state(int64_t batch, int64_t positions) const {

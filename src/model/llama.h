@@ -29,7 +29,6 @@ class Llama : public LanguageModel {
 
   int64_t stack() const override { return stack_; }
   at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
-  at::Tensor logits(const at::Tensor& hidden) const override;
   at::Tensor next_logits(const at::Tensor& tokens, StreamState& state) const override;
   StreamState fresh_state(int64_t batch, int64_t positions) const override;
   at::Tensor to_file(const Parameter& parameter) const override;
@@ -46,7 +45,6 @@ class Llama : public LanguageModel {
   at::Tensor embedding_;  // [V, D]
   std::vector<LlamaBlock> blocks_;
   at::Tensor final_norm_;  // [D]
-  at::Tensor output_;      // [V, D]; the embedding itself where tied
 };
 
 }  // namespace megalodon::model

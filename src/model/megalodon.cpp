@@ -32,9 +32,9 @@ Megalodon::Megalodon(const MegalodonConfig& config, ParameterMaker&& make)
       c_(config),
       embedding_(token_matrix(make, "embed.weight", config)),
       blocks_(make_blocks(make, config)),
-      final_norm_(config, make, "output.final_norm"),
-      output_(config.share_emb ? embedding_ : token_matrix(make, "output.output.weight", config)) {
-  adopt(make.take());
+      final_norm_(config, make, "output.final_norm") {
+  const auto output = config.share_emb ? embedding_ : token_matrix(make, "output.output.weight", config);
+  adopt(make.take(), output);
 }
 
 at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
@@ -48,10 +48,6 @@ at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, Dropo
   x = final_norm_(x, place, -1);
   if (state != nullptr) state->position = state->position + L;
   return x;
-}
-
-at::Tensor Megalodon::logits(const at::Tensor& hidden) const {
-  return project(hidden, output_).to(at::kFloat);
 }
 
 StreamState Megalodon::fresh_state(int64_t batch, int64_t /*positions*/) const {

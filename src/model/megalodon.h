@@ -21,7 +21,6 @@ class Megalodon : public LanguageModel {
   Megalodon(const MegalodonConfig& config, uint64_t seed, bool initialise);
 
   at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
-  at::Tensor logits(const at::Tensor& hidden) const override;
   StreamState fresh_state(int64_t batch, int64_t positions) const override;
 
  private:
@@ -31,7 +30,6 @@ class Megalodon : public LanguageModel {
   at::Tensor embedding_;  // [V, D]
   std::vector<MegalodonBlock> blocks_;
   TimestepNorm final_norm_;
-  at::Tensor output_;  // [V, D]; the embedding itself where tied
 };
 
 }  // namespace megalodon::model

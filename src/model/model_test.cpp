@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <filesystem>
 
@@ -9,6 +10,7 @@
 #include "model/language_model.h"
 #include "model/projection.h"
 #include "model/streaming.h"
+#include "ops/cross_entropy/cross_entropy.h"
 #include "ops/testing.h"
 
 namespace megalodon::model {
@@ -251,6 +253,31 @@ TEST(Model, Bfloat16StaysNearFloat32) {
     const auto exact = model->forward(tokens);
     model->set_compute_type(at::kBFloat16);
     EXPECT_LE(ops::testing::relative_error(model->forward(tokens), exact), 5e-2) << model_type(config);
+  }
+}
+
+// Of each model of a stack too; every fifth target is ignored.
+TEST(Model, MeanLossIsThatOfTheLogits) {
+  auto models = configurations();
+  models.push_back(small_llama());
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    const bool stacked = i + 1 == models.size();
+    const auto model =
+        make_stack(models[i], stacked ? std::vector<uint64_t>{1, 2} : std::vector<uint64_t>{1});
+    const auto tokens = random_tokens(4, 20, 3);
+    const auto targets = random_tokens(4, 20, 4).masked_fill(tokens.remainder(5).eq(0), ops::kIgnoredTarget);
+    const auto nll = ops::cross_entropy(model->forward(tokens).flatten(0, 1), targets.flatten());
+    const auto want = nll.view({model->stack(), -1}).sum(1) /
+                      targets.ne(ops::kIgnoredTarget).view({model->stack(), -1}).sum(1);
+    const auto got = model->mean_loss(tokens, targets);
+    EXPECT_EQ(got.dim(), stacked ? 1 : 0);
+    EXPECT_LE(largest_difference(got.view(-1), want), 1e-6) << i;
+    std::vector<at::Tensor> weights;
+    for (const auto& parameter : model->parameters()) weights.push_back(parameter.value);
+    const auto d_want = torch::autograd::grad({want.sum()}, weights),
+               d_got = torch::autograd::grad({got.sum()}, weights);
+    for (std::size_t w = 0; w < weights.size(); ++w)
+      EXPECT_LE(ops::testing::relative_error(d_got[w], d_want[w]), 1e-5) << model->parameters()[w].name;
   }
 }
 

@@ -3,10 +3,12 @@
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/Allocator.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -191,6 +193,29 @@ void expect_gradients(const Function& f, const Tensors& inputs) {
     EXPECT_LE(relative_error(as_real(analytic[g]), numeric), 1e-6) << "gradient of input " << i;
     ++g;
   }
+}
+
+struct CountedMemory::Counter : c10::MemoryReportingInfoBase {
+  std::atomic<int64_t> live = 0, peak = 0;
+
+  void reportMemoryUsage(void* /*memory*/, int64_t bytes, std::size_t /*allocated*/, std::size_t /*reserved*/,
+                         c10::Device /*device*/) override {
+    const int64_t now = live += bytes;  // fewer where it is given back
+    for (int64_t most = peak; now > most && !peak.compare_exchange_weak(most, now);) {
+    }
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+};
+
+CountedMemory::CountedMemory()
+    : counter_(std::make_shared<Counter>()), guard_(c10::DebugInfoKind::PROFILER_STATE, counter_) {}
+
+int64_t CountedMemory::now() const {
+  return counter_->live;
+}
+
+int64_t CountedMemory::peak() const {
+  return counter_->peak;
 }
 
 void expect_error(const std::function<void()>& f, const std::string& text) {

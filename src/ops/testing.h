@@ -1,7 +1,9 @@
 #pragma once
 #include <ATen/ATen.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,20 @@ void expect_agreement(const Function& fast, const Function& reference, const Ten
 // The gradients of `f` at float64 (or complex128) inputs meet central differences, for outputs real or
 // complex.
 void expect_gradients(const Function& f, const Tensors& inputs);
+
+// Counts the bytes of tensors that are made on its thread while it lives, through what torch reports to its
+// profiler; one at a time.
+class CountedMemory {
+ public:
+  CountedMemory();
+  int64_t now() const;   // alive
+  int64_t peak() const;  // the most that were alive at once
+
+ private:
+  struct Counter;
+  std::shared_ptr<Counter> counter_;
+  c10::DebugInfoGuard guard_;
+};
 
 // `f` throws a c10::Error whose message contains `text`.
 void expect_error(const std::function<void()>& f, const std::string& text);

@@ -13,7 +13,6 @@
 #include "base/signals.h"
 #include "base/system.h"
 #include "model/model_folder.h"
-#include "ops/cross_entropy/cross_entropy.h"
 
 namespace megalodon::train {
 namespace {
@@ -25,8 +24,7 @@ at::Tensor mean_loss(const model::LanguageModel& model, const at::Tensor& tokens
                      model::DropoutKeys* dropout) {
   const int64_t L = tokens.size(1) - 1;
   const auto on_device = tokens.to(model.device());
-  const auto logits = model.forward(on_device.narrow(1, 0, L), nullptr, dropout);
-  return ops::cross_entropy(logits.view({-1, logits.size(-1)}), on_device.narrow(1, 1, L).reshape(-1)).mean();
+  return model.mean_loss(on_device.narrow(1, 0, L), on_device.narrow(1, 1, L), dropout);
 }
 
 }  // namespace

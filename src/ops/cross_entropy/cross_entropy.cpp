@@ -13,25 +13,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// On other devices a look at the values would wait for the device.
-void check_values(const at::Tensor& targets, int64_t V) {
-  const auto targets_ = targets.contiguous();
-  const auto* const values = targets_.const_data_ptr<int64_t>();
-  for (int64_t t = 0; t < targets_.numel(); ++t) {
-    TORCH_CHECK((values[t] >= 0 && values[t] < V) || values[t] == kIgnoredTarget,
-                "[cross_entropy] targets: expected 0 to ", V - 1, ", or ", kIgnoredTarget, " to ignore, got ",
-                values[t], " at position ", t);
-  }
-}
-
 void check(const at::Tensor& logits, const at::Tensor& targets) {
   constexpr auto op = "cross_entropy";
   check_activation(op, "logits", logits, 2);
   TORCH_CHECK(logits.size(1) >= 1, "[cross_entropy] logits: expected at least one class, got shape ",
               logits.sizes());
-  check_type(op, "targets", targets, at::kLong);
-  check_shape(op, "targets", targets, {logits.size(0)});
-  if (targets.is_cpu()) check_values(targets, logits.size(1));
+  check_targets(op, targets, logits.size(0), logits.size(1));
 }
 
 at::Tensor forward_cpu(const at::Tensor& logits, const at::Tensor& targets) {
@@ -85,6 +72,19 @@ at::Tensor autograd(const at::Tensor& logits, const at::Tensor& targets) {
 }
 
 }  // namespace
+
+void check_targets(const char* op, const at::Tensor& targets, int64_t T, int64_t V) {
+  check_type(op, "targets", targets, at::kLong);
+  check_shape(op, "targets", targets, {T});
+  if (!targets.is_cpu()) return;
+  const auto targets_ = targets.contiguous();
+  const auto* const values = targets_.const_data_ptr<int64_t>();
+  for (int64_t t = 0; t < T; ++t) {
+    TORCH_CHECK((values[t] >= 0 && values[t] < V) || values[t] == kIgnoredTarget, "[", op,
+                "] targets: expected 0 to ", V - 1, ", or ", kIgnoredTarget, " to ignore, got ", values[t],
+                " at position ", t);
+  }
+}
 
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets) {
   return dispatch(logits, targets);

@@ -12,6 +12,10 @@ inline constexpr int64_t kIgnoredTarget = -100;
 // Other targets are an error that names the first of them and its place.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets);
 
+// Refuses targets that are not [T] int64 in 0..V-1 or -100, in the name of operator `op`. Values are looked
+// at on the CPU alone: elsewhere that would wait for the device.
+void check_targets(const char* op, const at::Tensor& targets, int64_t T, int64_t V);
+
 // The same in plain torch operations. Any device; float32 or float64.
 at::Tensor cross_entropy_reference(const at::Tensor& logits, const at::Tensor& targets);
 

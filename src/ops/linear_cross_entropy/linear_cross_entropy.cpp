@@ -1,0 +1,126 @@
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+
+#include "ops/check.h"
+#include "ops/cross_entropy/cross_entropy.h"
+#include "ops/registered.h"
+
+namespace megalodon::ops {
+namespace {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+void check(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+           int64_t logits_at_once) {
+  constexpr auto op = "linear_cross_entropy";
+  check_activation(op, "hidden", hidden, 2);
+  const int64_t N = hidden.size(0), D = hidden.size(1);
+  check_type(op, "weight", weight, statistics_type(hidden));
+  if (weight.dim() == 3) {
+    check_shape(op, "weight", weight, {-1, -1, D});
+    TORCH_CHECK(weight.size(0) >= 1 && N % weight.size(0) == 0,
+                "[linear_cross_entropy] weight: expected a number of models that divides the ", N,
+                " rows of hidden, got ", weight.size(0));
+  } else {
+    check_shape(op, "weight", weight, {-1, D});
+  }
+  TORCH_CHECK(weight.size(-2) >= 1, "[linear_cross_entropy] weight: expected at least one class, got shape ",
+              weight.sizes());
+  check_targets(op, targets, N, weight.size(-2));
+  TORCH_CHECK(logits_at_once >= 1, "[linear_cross_entropy] logits_at_once: expected at least 1, got ",
+              logits_at_once);
+}
+
+at::Tensor logit_gradients(const at::Tensor& logits, const at::Tensor& targets, const at::Tensor& nll,
+                           const at::Tensor& d_nll) {
+  using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&);
+  static const auto op = registered<Backward>("megalodon::cross_entropy_backward");
+  return op.call(logits, targets, nll, d_nll);
+}
+
+// sum += a^T b in float32. sum [V, D], a [n, V], b [n, D].
+void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() == at::kFloat) {
+    sum.addmm_(a.t(), b);
+  } else if (a.is_cuda()) {
+    sum.add_(at::bmm(a.t().unsqueeze(0), b.unsqueeze(0), at::kFloat).squeeze(0));
+  } else {  // here a product of bfloat16 is rounded, once for each block
+    sum.add_(at::mm(a.t(), b));
+  }
+}
+
+struct Losses {
+  at::Tensor mean;                // [K]
+  at::Tensor d_hidden, d_weight;  // of each model's mean; undefined unless wanted
+};
+
+Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Tensor& targets,
+              int64_t logits_at_once, bool gradients) {
+  const int64_t K = weights.size(0), N = hidden.size(0), each = N / K;
+  const int64_t most = std::max<int64_t>(1, logits_at_once / weights.size(1));  // rows of a block
+  const auto number = hidden.options().dtype(at::kFloat);
+  const auto counted = targets.ne(kIgnoredTarget).view({K, each}).sum(1).clamp_min(1);  // [K]
+  const auto d_nll = counted.reciprocal().to(at::kFloat).unsqueeze(1).expand({K, each}).reshape({N});
+  const auto nll = at::empty({N}, number);
+  Losses result;
+  if (gradients) {
+    result.d_hidden = at::empty_like(hidden);
+    result.d_weight = at::zeros(weights.sizes(), number);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    const auto weight = weights[k].to(hidden.scalar_type());  // [V, D]
+    for (int64_t first = k * each, end = first + each; first < end; first += most) {
+      const auto block = [&](const at::Tensor& x) { return x.narrow(0, first, std::min(most, end - first)); };
+      const auto x = block(hidden), target = block(targets);
+      const auto logits = at::linear(x, weight);  // [n, V]
+      const auto block_nll = cross_entropy(logits, target);
+      block(nll).copy_(block_nll);
+      if (!gradients) continue;
+      const auto d_logits = logit_gradients(logits, target, block_nll, block(d_nll));
+      auto d_x = block(result.d_hidden);
+      at::mm_out(d_x, d_logits, weight);
+      add_product(result.d_weight[k], d_logits, x);
+    }
+  }
+  result.mean = nll.view({K, each}).sum(1) / counted;
+  return result;
+}
+
+struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden, const at::Tensor& weights,
+                            const at::Tensor& targets, int64_t logits_at_once) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto result = losses(hidden, weights, targets, logits_at_once, true);
+    ctx->save_for_backward({result.d_hidden, result.d_weight});
+    return result.mean;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &d_hidden = saved[0], &d_weight = saved[1];
+    const int64_t K = d_weight.size(0), N = d_hidden.size(0), D = d_hidden.size(1);
+    const auto of_model = upstream[0].view({K, 1, 1});
+    const auto rows = d_hidden.view({K, N / K, D}) * of_model;
+    return {rows.to(d_hidden.scalar_type()).view({N, D}), d_weight * of_model, {}, {}};
+  }
+};
+
+}  // namespace
+
+at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+                                int64_t logits_at_once) {
+  check(hidden, weight, targets, logits_at_once);
+  if (!has_fast_kernel(hidden)) return linear_cross_entropy_reference(hidden, weight, targets);
+  const bool stacked = weight.dim() == 3;
+  const auto hidden_ = hidden.contiguous(), targets_ = targets.contiguous();
+  const auto weights = stacked ? weight : weight.unsqueeze(0);
+  const auto mean = needs_gradient({hidden, weight})
+                        ? LinearCrossEntropy::apply(hidden_, weights, targets_, logits_at_once)
+                        : losses(hidden_, weights, targets_, logits_at_once, false).mean;
+  return stacked ? mean : mean.squeeze(0);
+}
+
+}  // namespace megalodon::ops
