@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "model/recomputed.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/swiglu/swiglu.h"
 
@@ -32,13 +33,15 @@ at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residu
                                    DropoutKeys* dropout) const {
   const auto weight = norm_weight.defined() ? std::optional(norm_weight) : std::nullopt;
   const auto bias = norm_bias.defined() ? std::optional(norm_bias) : std::nullopt;
-  const auto u = ops::layer_norm(y, weight, bias, config.norm_eps);                     // [B, L, D]
+  Recomputed anew;
+  const auto u = anew.add([=, eps = config.norm_eps] { return ops::layer_norm(y, weight, bias, eps); });
   const auto inner = fc3.defined() ? project(u, {{fc1}, {fc3}}) : project(u, {{fc1}});  // [B, L, F]
   const auto gate = fc3.defined() ? std::optional(inner[1]) : std::nullopt;
-  const auto hidden = drop(ops::swiglu(inner[0], gate), config.hidden_dropout, dropout);  // [B, L, F]
-  auto out = drop(project(hidden, fc2), config.dropout, dropout);                         // [B, L, D]
+  const Drop drop_hidden(config.hidden_dropout, dropout);
+  const auto hidden = anew.add([=, a = inner[0]] { return drop_hidden(ops::swiglu(a, gate)); });  // [B, L, F]
+  auto out = drop(project(hidden, fc2), config.dropout, dropout);                                 // [B, L, D]
   if (alpha.defined()) out = out * alpha.to(out.scalar_type());
-  return residual + out;
+  return anew.until_gradient(residual + out);
 }
 
 }  // namespace megalodon::model

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "model/recomputed.h"
 #include "ops/cema/cema.h"
 #include "ops/query_key/query_key.h"
 #include "ops/rms_norm/rms_norm.h"
@@ -98,20 +99,26 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
 }
 
 at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) const {
-  const auto x_n = timenorm(x, place, layer);     // [B, L, D]
-  const auto smoothed = cema(x_n, place, layer);  // [B, L, D]
+  Recomputed anew;
+  const auto x_n = anew.add([=, norm = timenorm, index = layer] { return norm(x, place, index); });
+  const auto smoothed = cema(x_n, place, layer);  // [B, L, D], as x_n and mx
   const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
-  const auto mx = drop(ops::rms_norm(smoothed, scale, config.norm_eps), config.hidden_dropout, place.dropout);
+  const Drop drop_mx(config.hidden_dropout, place.dropout);
+  const auto mx =
+      anew.add([=, eps = config.norm_eps] { return drop_mx(ops::rms_norm(smoothed, scale, eps)); });
   const auto of_mx = project(mx, {{wz, bz}, {wr, br}, {wh1, bh1}});
-  const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});                           // [B, L, H, dz]
-  const auto v = ops::swiglu(project(x_n, wv, bv)).unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
+  const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});  // [B, L, H, dz]
+  const auto of_v = project(x_n, wv, bv);                         // [B, L, E]
+  const auto v =
+      anew.add([=] { return ops::swiglu(of_v); }).unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
   const auto [q, k] =
       ops::query_key(z, gamma, beta, place.start, config.chunk_size, config.rope_base, config.norm_eps);
   const auto o =
       attend(q, k, v, {.chunk = config.chunk_size}, config.attention_dropout, place, layer);  // [B, L, E]
-  const auto gated = ops::swiglu(of_mx[1], o);                                                // [B, L, E]
-  const auto h = of_mx[2] + project(drop(gated, config.hidden_dropout, place.dropout), wh2);
-  return x + drop(h, config.dropout, place.dropout);
+  const Drop drop_gated(config.hidden_dropout, place.dropout);
+  const auto gated = anew.add([=, r = of_mx[1]] { return drop_gated(ops::swiglu(r, o)); });  // [B, L, E]
+  const auto h = of_mx[2] + project(gated, wh2);                                             // [B, L, D]
+  return anew.until_gradient(x + drop(h, config.dropout, place.dropout));
 }
 
 }  // namespace megalodon::model

@@ -8,8 +8,12 @@
 
 namespace megalodon::model {
 
+at::Tensor Drop::operator()(const at::Tensor& x) const {
+  return p_ > 0 ? ops::dropout(x, p_, key_) : x;
+}
+
 at::Tensor drop(const at::Tensor& x, double p, DropoutKeys* keys) {
-  return keys != nullptr && p > 0 ? ops::dropout(x, p, keys->next()) : x;
+  return Drop(p, keys)(x);
 }
 
 at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarType type) {

@@ -8,7 +8,17 @@
 // What the blocks of both families share.
 namespace megalodon::model {
 
-// Drops with probability p where there are keys; x itself otherwise.
+// Drops with probability p where there are keys; gives x itself otherwise. The key is drawn with the object,
+// so that what the backward pass computes anew drops the same.
+class Drop {
+ public:
+  Drop(double p, DropoutKeys* keys) : p_(keys != nullptr ? p : 0), key_(p_ > 0 ? keys->next() : 0) {}
+  at::Tensor operator()(const at::Tensor& x) const;
+
+ private:
+  double p_;
+  int64_t key_;
+};
 at::Tensor drop(const at::Tensor& x, double p, DropoutKeys* keys);
 
 // Rows of `table` [V, D] for tokens [B, L], in `type`: [B, L, D]. A table [K, V, D] of stacked models serves

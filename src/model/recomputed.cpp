@@ -1,0 +1,59 @@
+#include "model/recomputed.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <utility>
+
+namespace megalodon::model {
+namespace {
+
+// All tensors that share the storage of `x`, those that operators keep too, have other memory from here on.
+void set_memory(const at::Tensor& x, at::DataPtr memory, std::size_t bytes) {
+  const auto& storage = x.storage();
+  storage.set_data_ptr_noswap(std::move(memory));
+  storage.set_nbytes(bytes);
+}
+
+at::DataPtr no_memory(const at::Tensor& x) {
+  return {nullptr, x.device()};
+}
+
+}  // namespace
+
+// The identity; its backward pass is the first of the block's.
+struct Recomputed::Refill : torch::autograd::Node {
+  std::vector<Result> results;
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    const at::NoGradGuard no_grad;
+    for (const auto& [value, again] : results) {
+      const auto anew = again();
+      const auto bytes = anew.storage().nbytes();
+      set_memory(value, anew.storage().set_data_ptr(no_memory(anew)), bytes);
+    }
+    return std::move(gradients);
+  }
+  void release_variables() override { results.clear(); }
+};
+
+at::Tensor Recomputed::add(const std::function<at::Tensor()>& f) {
+  auto value = f();
+  if (at::GradMode::is_enabled() && value.requires_grad()) results_.push_back({value.detach(), f});
+  return value;
+}
+
+at::Tensor Recomputed::until_gradient(const at::Tensor& y) {
+  if (results_.empty()) return y;
+  for (const auto& result : results_) set_memory(result.value, no_memory(result.value), 0);
+  const std::shared_ptr<Refill> refill(new Refill, torch::autograd::deleteNode);
+  refill->results = std::move(results_);
+  refill->set_next_edges(torch::autograd::collect_next_edges(y));
+  auto same = y.detach();
+  torch::autograd::create_gradient_edge(same, refill);
+  return same;
+}
+
+}  // namespace megalodon::model

@@ -1,0 +1,31 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <vector>
+
+namespace megalodon::model {
+
+// What a block's backward pass computes again instead of keeping: results of cheap functions that its
+// products need. The block adds them where it computes them, and passes its own result through
+// until_gradient() last: their memory is given back there, and filled again when the gradient of the result
+// arrives, before any operator of the block needs it. Where no gradient is wanted nothing happens.
+class Recomputed {
+ public:
+  // f(), which gives the same whenever it is called: a new tensor, computed from tensors that the block keeps
+  // anyway or that were added before.
+  at::Tensor add(const std::function<at::Tensor()>& f);
+  // y itself, on which everything that was added has its only effect.
+  at::Tensor until_gradient(const at::Tensor& y);
+
+ private:
+  struct Result {
+    at::Tensor value;
+    std::function<at::Tensor()> again;
+  };
+  struct Refill;
+
+  std::vector<Result> results_;
+};
+
+}  // namespace megalodon::model
