@@ -80,6 +80,16 @@ TEST(Improve, LeavesARunDirectory) {
   EXPECT_EQ(answer.exit_code, 0) << answer.err;
 }
 
+TEST(Improve, WhatAKilledProcessWasWritingGoes) {
+  const TemporaryFolder folder;
+  const auto config = reversal_config(folder);
+  finish(folder, config);
+  const auto stray = folder / "run/rounds/1/plan.json.tmp-0a1b2c3d";
+  write_file_atomically(stray, "{");
+  finish(folder, config);
+  EXPECT_FALSE(fs::exists(stray));
+}
+
 TEST(Improve, TheResolvedConfigurationRunsAgain) {
   const TemporaryFolder folder;
   finish(folder, reversal_config(folder));
