@@ -10,6 +10,7 @@
 #include <cstring>
 #include <random>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -134,6 +135,10 @@ std::string read_file(const std::filesystem::path& path) {
   }
 }
 
+namespace {
+constexpr std::string_view kTemporary = ".tmp-";  // and 8 random digits
+}  // namespace
+
 AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
   // Renaming over a device or a pipe would destroy it.
   std::error_code error;
@@ -144,7 +149,7 @@ AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
   std::random_device random;
   do {
     temporary_ = path_;
-    temporary_ += ".tmp-" + hex(random()).substr(8);
+    temporary_ += std::string(kTemporary) + hex(random()).substr(8);
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
   } while (descriptor_ < 0 && errno == EEXIST);
   if (descriptor_ < 0) fail_writing("create file", path_, errno);
@@ -197,6 +202,15 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view t
   AtomicFile file(path);
   file.write(text);
   file.commit();
+}
+
+void remove_unfinished_files(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> unfinished;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    if (entry.is_regular_file() && entry.path().filename().string().find(kTemporary) != std::string::npos)
+      unfinished.push_back(entry.path());
+  }
+  for (const auto& path : unfinished) std::filesystem::remove(path);
 }
 
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to) {

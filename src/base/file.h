@@ -58,6 +58,10 @@ class AtomicFile {
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view text);
 
+// Removes what AtomicFile was writing in `folder` and below when its process was killed. Nobody may be
+// writing there.
+void remove_unfinished_files(const std::filesystem::path& folder);
+
 // Renames `from` to `to` (a folder too) and fsyncs the folder that holds it.
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to);
 

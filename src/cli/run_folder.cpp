@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <ctime>
-#include <vector>
 
 #include "base/config.h"
 #include "base/error.h"
@@ -10,20 +9,6 @@
 
 namespace megalodon::cli {
 namespace fs = std::filesystem;
-
-namespace {
-
-// What a killed process was writing aside (AtomicFile). Nobody else writes here: the folder is locked.
-void remove_leftovers(const fs::path& run) {
-  std::vector<fs::path> leftovers;
-  for (const auto& entry : fs::recursive_directory_iterator(run)) {
-    if (entry.is_regular_file() && entry.path().filename().string().find(".tmp-") != std::string::npos)
-      leftovers.push_back(entry.path());
-  }
-  for (const auto& path : leftovers) fs::remove(path);
-}
-
-}  // namespace
 
 void make_run_folder(const fs::path& run) {
   std::error_code made;
@@ -52,7 +37,7 @@ void settle_configuration(const fs::path& run, const std::string& resolved, bool
     fail_request("the configuration is not the run's: " + differing, saved.string(),
                  "undo the change, or start another run");
   }
-  remove_leftovers(run);
+  remove_unfinished_files(run);
 }
 
 std::string time_now() {
