@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 
 #include "base/error.h"
 #include "base/parallel.h"
 #include "base/system.h"
 #include "cli/command.h"
+#include "cli/profile.h"
 #include "generate/greedy.h"
 #include "model/streaming.h"
 #include "ops/attention/attention.h"
@@ -25,10 +27,34 @@ struct Options {
   std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16";
   int64_t batch = 4, context = 2048, prompt = 36, fresh = 18, repeats = 5, dim = 512;
   at::Device on = at::kCPU;
-  bool json = false;
+  bool json = false, profiled = false;
   at::ScalarType type() const { return compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat; }
   at::TensorOptions in(at::ScalarType scalar) const { return at::TensorOptions(on).dtype(scalar); }
 };
+
+// The names of CUDA kernels are long: what tells them apart stands at their ends.
+std::string shortened(const std::string& name) {
+  constexpr std::size_t kBegin = 70, kEnd = 40;
+  if (name.size() <= kBegin + kEnd) return name;
+  return name.substr(0, kBegin) + " ... " + name.substr(name.size() - kEnd);
+}
+
+void print_profile(const Options& o, const std::function<void()>& f) {
+  constexpr std::size_t kMost = 40;
+  const auto entries = profile(o.on, f);
+  double total = 0;
+  for (const auto& entry : entries) total += entry.seconds;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const auto& [name, seconds, calls] = entries[i];
+    if (o.json) {
+      print_json({{"profile", name}, {"seconds", seconds}, {"calls", calls}});
+    } else if (i < kMost) {
+      std::printf("  %9.3f ms  %5.1f%%  %6lld x  %s\n", seconds * 1e3, 100 * seconds / total,
+                  static_cast<long long>(calls), shortened(name).c_str());
+    }
+  }
+  if (!o.json) std::printf("  %9.3f ms in %zu kinds of work\n", total * 1e3, entries.size());
+}
 
 // The median of `repeats` timings after one that warms up.
 template <class F>
@@ -143,10 +169,11 @@ void bench_train(const Options& o) {
   const auto tokens =
       at::randint(model::vocab_size(model->config()), {o.batch, o.context + 1}, o.in(at::kLong));
   const auto inputs = tokens.narrow(1, 0, o.context), targets = tokens.narrow(1, 1, o.context);
-  const double seconds = median_seconds(o, o.repeats, [&] {
+  const auto step = [&] {
     torch::autograd::backward({model->mean_loss(inputs, targets)}, {});
     optimizer.step(1e-4, optimizer.gradient_norms());
-  });
+  };
+  const double seconds = median_seconds(o, o.repeats, step);
   const double work = 3 * forward_operations(*model, o.context) * static_cast<double>(o.batch);
   print(o, {"train step " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x " +
                 std::to_string(o.context),
@@ -156,6 +183,7 @@ void bench_train(const Options& o) {
             "FLOP",
             {{"tokens_per_second", static_cast<double>(o.batch * o.context) / seconds},
              {"peak_bytes", o.on.is_cuda() ? ops::peak_device_bytes(o.on) : peak_resident_bytes()}}});
+  if (o.profiled) print_profile(o, step);
 }
 
 // With its matrices in the compute type, as a model that only answers is loaded.
@@ -195,8 +223,8 @@ void bench_generate(const Options& o) {
     prompts.emplace_back(first, first + o.prompt);
   }
   const generate::GreedyOptions greedy{.end = -1, .bound = o.fresh, .batch = o.batch};
-  const double seconds =
-      median_seconds(o, o.repeats, [&] { generate::greedy_answers(*model, prompts, greedy); });
+  const auto answer = [&] { generate::greedy_answers(*model, prompts, greedy); };
+  const double seconds = median_seconds(o, o.repeats, answer);
   const auto answers = static_cast<double>(o.batch);
   print(o, {"generate " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x (" +
                 std::to_string(o.prompt) + " + " + std::to_string(o.fresh) + ")",
@@ -206,6 +234,7 @@ void bench_generate(const Options& o) {
             "FLOP",
             {{"answers_per_second", answers / seconds},
              {"tokens_per_second", answers * static_cast<double>(o.fresh) / seconds}}});
+  if (o.profiled) print_profile(o, answer);
 }
 
 void bench_decode(const Options& o) {
@@ -220,7 +249,8 @@ void bench_decode(const Options& o) {
   const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, o.in(at::kLong));
   model::stream(*model, prompt, state, {}, [](int64_t, const at::Tensor&) {});
   const auto next = prompt.narrow(1, 0, 1);
-  const double seconds = median_seconds(o, o.repeats * 20, [&] { model->forward(next, &state); });
+  const auto step = [&] { model->forward(next, &state); };
+  const double seconds = median_seconds(o, o.repeats * 20, step);
   print(o, {"decode " + o.preset + " " + o.compute_type + " batch " + std::to_string(o.batch) + " at " +
                 std::to_string(o.context),
             seconds,
@@ -228,6 +258,7 @@ void bench_decode(const Options& o) {
             copy_bandwidth(o),
             "B",
             {{"tokens_per_second", static_cast<double>(o.batch) / seconds}}});
+  if (o.profiled) print_profile(o, step);
 }
 
 // Heads of the small models and of the presets.
@@ -330,6 +361,8 @@ void add_bench(CLI::App& program, Run& chosen) {
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   add_device(*command, o->device);
+  command->add_flag("--profile", o->profiled,
+                    "train, decode, generate: also the time of one run by kernel or operator");
   command->add_flag("--json", o->json, "print one JSON object a line");
   command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
 }
