@@ -13,6 +13,7 @@
 #include "cli/command.h"
 #include "cli/profile.h"
 #include "generate/greedy.h"
+#include "generate/stepper.h"
 #include "model/streaming.h"
 #include "ops/attention/attention.h"
 #include "ops/cema/cema.h"
@@ -248,8 +249,10 @@ void bench_decode(const Options& o) {
   auto state = model->fresh_state(o.batch);
   const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, o.in(at::kLong));
   model::stream(*model, prompt, state, {}, [](int64_t, const at::Tensor&) {});
-  const auto next = prompt.narrow(1, 0, 1);
-  const auto step = [&] { model->forward(next, &state); };
+  const auto next = prompt.select(1, 0);
+  generate::Stepper stepper(*model);
+  const auto step = [&] { stepper.step(next, state); };
+  step();
   const double seconds = median_seconds(o, o.repeats * 20, step);
   print(o, {"decode " + o.preset + " " + o.compute_type + " batch " + std::to_string(o.batch) + " at " +
                 std::to_string(o.context),

@@ -11,15 +11,18 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "generate/stepper.h"
 #include "ops/cross_entropy/cross_entropy.h"
 
 namespace megalodon::generate {
 namespace {
 
-// The likeliest token of each row, the first of equals, and its log-probability. On the CPU.
+// The likeliest token of each row, the first of equals, and its log-probability.
 struct Picks {
   at::Tensor tokens;           // [R] int64
   at::Tensor log_probability;  // [R] float32
+
+  Picks cpu() const { return {tokens.cpu(), log_probability.cpu()}; }
 };
 
 at::Tensor likeliest(const at::Tensor& values) {
@@ -37,11 +40,7 @@ at::Tensor likeliest(const at::Tensor& values) {
 
 Picks pick(const at::Tensor& logits) {  // [R, V]
   const auto values = logits.contiguous(), tokens = likeliest(values);
-  const auto log_probability = -ops::cross_entropy(values, tokens);
-  if (!log_probability.isfinite().all().item<bool>()) {
-    fail_work("the model's logits are not finite", "greedy answers", "its weights are damaged");
-  }
-  return {tokens.cpu(), log_probability.cpu()};
+  return {tokens, -ops::cross_entropy(values, tokens)};
 }
 
 // Problems whose prompts are equally long, on their way. Row k W + j of the model's batch is model k's answer
@@ -57,9 +56,10 @@ class Batch {
         options_(options),
         problems_(std::move(problems)),
         answers_(answers),
-        state_(model.fresh_state(rows(), static_cast<int64_t>(prompts[problems_[0]].size()) + options.bound)),
-        next_(at::empty({rows(), static_cast<int64_t>(prompts[problems_[0]].size())}, at::kLong)) {
-    auto* to = next_.mutable_data_ptr<int64_t>();
+        prompts_(at::empty({rows(), static_cast<int64_t>(prompts[problems_[0]].size())}, at::kLong)),
+        state_(model.fresh_state(rows(), prompts_.size(1) + options.bound)),
+        stepper_(model) {
+    auto* to = prompts_.mutable_data_ptr<int64_t>();
     for (int64_t row = 0; row < rows(); ++row) {
       const auto& prompt = prompts[problem(row)];
       to = std::copy(prompt.begin(), prompt.end(), to);
@@ -67,12 +67,18 @@ class Batch {
     running_.assign(static_cast<std::size_t>(rows()), true);
   }
 
+  // On a CUDA device some steps are under way before the first is looked at.
   void run() {
-    for (int64_t step = 1; step <= options_.bound; ++step) {
-      const auto picks = pick(model_.next_logits(next_.to(model_.device()), state_));
-      next_ = picks.tokens.unsqueeze(1);
-      take(picks);
-      if (step == options_.bound || !shrink()) break;
+    const int64_t ahead = model_.device().is_cuda() ? 8 : 1;
+    auto picks = pick(model_.next_logits(prompts_.to(model_.device()), state_));
+    take(picks.cpu());
+    for (int64_t read = 1; read < options_.bound && shrink(picks.tokens);) {
+      std::vector<Picks> some;
+      for (const int64_t end = std::min(read + ahead, options_.bound); read < end; ++read) {
+        picks = pick(stepper_.step(picks.tokens, state_));
+        some.push_back(picks);
+      }
+      for (const auto& each : some) take(each.cpu());
     }
     for (int64_t row = 0; row < rows(); ++row) finish(row);
   }
@@ -95,6 +101,8 @@ class Batch {
   void take(const Picks& picks) {
     const auto* const token = picks.tokens.const_data_ptr<int64_t>();
     const auto* const log_probability = picks.log_probability.const_data_ptr<float>();
+    if (!std::all_of(log_probability, log_probability + rows(), [](float x) { return std::isfinite(x); }))
+      fail_work("the model's logits are not finite", "greedy answers", "its weights are damaged");
     for (int64_t row = 0; row < rows(); ++row) {
       if (!running_[static_cast<std::size_t>(row)]) continue;
       auto& a = answer(row);
@@ -114,10 +122,11 @@ class Batch {
     return false;
   }
 
-  // Leaves finished problems behind once they are a quarter of the batch: each time the caches are copied.
+  // Leaves finished problems and their rows of `next` [R] behind once they are a quarter of the batch: each
+  // time the caches are copied.
   // The widths come from the first one alone (some finished problems may stay on as ballast), because matrix
   // libraries prepare a kernel for every shape they meet. False where nothing runs any more.
-  bool shrink() {
+  bool shrink(at::Tensor& next) {
     std::vector<int64_t> order, finished;
     for (int64_t column = 0; column < width(); ++column)
       (any_running(column) ? order : finished).push_back(column);
@@ -136,7 +145,7 @@ class Batch {
     std::vector<bool> still_running;
     for (const auto row : chosen) still_running.push_back(running_[static_cast<std::size_t>(row)]);
     state_ = state_.select(chosen);
-    next_ = next_.index_select(0, at::tensor(chosen, at::kLong));
+    next = next.index_select(0, at::tensor(chosen, at::kLong).to(next.device()));
     problems_ = std::move(problems);
     running_ = std::move(still_running);
     return true;
@@ -146,8 +155,9 @@ class Batch {
   const GreedyOptions& options_;
   std::vector<std::size_t> problems_;  // W
   Answers& answers_;
+  at::Tensor prompts_;  // [R, L]
   model::StreamState state_;
-  at::Tensor next_;            // [R, L]: the tokens to read next
+  Stepper stepper_;
   std::vector<bool> running_;  // R: answers that have not ended
 };
 

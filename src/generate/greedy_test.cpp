@@ -67,7 +67,7 @@ class Hashes : public model::LanguageModel {
       }
       hash[b] = value;
     }
-    if (state != nullptr) state->position = state->position + L;
+    if (state != nullptr) state->advance(L);
     return h;
   }
   at::Tensor logits(const at::Tensor& hidden) const override {

@@ -18,7 +18,7 @@ void check_fits(const model::LanguageModel& model, const model::StreamState& sta
     fail_request("the state does not fit the model: " + why, where, "use the model that wrote it");
   };
   if (state.model != model::fingerprint(model.config())) refuse("it was written by another model");
-  if (state.batch() != 1 || state.position.item<int64_t>() < 0) refuse("it is not one stream");
+  if (state.batch() != 1 || state.lowest < 0) refuse("it is not one stream");
   const auto fresh = model.fresh_state(1);
   const bool grows = model::model_type(model.config()) == "llama";
   for (const auto& [name, expected] : fresh.tensors) {
@@ -26,7 +26,7 @@ void check_fits(const model::LanguageModel& model, const model::StreamState& sta
     if (found == state.tensors.end()) refuse("no tensor '" + name + "'");
     auto shape = found->second.sizes().vec();
     if (grows && shape.size() == 4) {
-      if (shape[1] < state.position.item<int64_t>()) refuse("'" + name + "' is too short");
+      if (shape[1] < state.highest) refuse("'" + name + "' is too short");
       shape[1] = expected.size(1);
     }
     if (shape != expected.sizes() || found->second.scalar_type() != expected.scalar_type()) {
@@ -38,11 +38,14 @@ void check_fits(const model::LanguageModel& model, const model::StreamState& sta
 }  // namespace
 
 Session::Session(const model::LanguageModel& model, model::StreamOptions options)
-    : model_(model), options_(options), state_(model.fresh_state(1)) {}
+    : model_(model), options_(options), state_(model.fresh_state(1)), stepper_(model) {}
 
 Session::Session(const model::LanguageModel& model, const std::filesystem::path& state,
                  model::StreamOptions options)
-    : model_(model), options_(options), state_(model::StreamState::load(state).to(model.device())) {
+    : model_(model),
+      options_(options),
+      state_(model::StreamState::load(state).to(model.device())),
+      stepper_(model) {
   check_fits(model, state_, state.string());
   if (const auto logits = state_.tensors.extract(kLastLogits)) {
     last_logits_ = logits.mapped().view(-1);
@@ -56,6 +59,11 @@ Session::Session(const model::LanguageModel& model, const std::filesystem::path&
 
 void Session::read(std::span<const int32_t> tokens) {
   if (tokens.empty()) return;
+  if (tokens.size() == 1 && !options_.truncate_statistics) {
+    const auto token = model::tokens_tensor(tokens).view(-1).to(model_.device());
+    last_logits_ = stepper_.step(token, state_).view(-1);
+    return;
+  }
   at::Tensor last;
   model::stream(model_, model::tokens_tensor(tokens), state_, options_,
                 [&](int64_t, const at::Tensor& hidden) {

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "generate/sampling.h"
+#include "generate/stepper.h"
 #include "model/language_model.h"
 #include "model/streaming.h"
 
@@ -22,7 +23,7 @@ class Session {
   void read(std::span<const int32_t> tokens);
   // The next token after all that was read or drawn; at least one token must have been read.
   int64_t draw(const SamplingOptions& options);
-  int64_t position() const { return state_.position.item<int64_t>(); }
+  int64_t position() const { return state_.highest; }
   bool empty() const { return !last_logits_.defined(); }
   void save(const std::filesystem::path& path) const;
 
@@ -30,6 +31,7 @@ class Session {
   const model::LanguageModel& model_;
   model::StreamOptions options_;
   model::StreamState state_;
+  Stepper stepper_;
   at::Tensor last_logits_;  // [V] float32, undefined before the first token
 };
 

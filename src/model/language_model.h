@@ -70,6 +70,7 @@ class LanguageModel {
 
   // Room for `positions` where the state grows with the position: more is made when they are needed.
   virtual StreamState fresh_state(int64_t batch, int64_t positions = 64) const = 0;
+  virtual void reserve(StreamState& /*state*/, int64_t /*positions*/) const {}
 
   // How a parameter is laid out in files, where that differs from memory (Llama's rotary pairs).
   virtual at::Tensor to_file(const Parameter& parameter) const { return parameter.value; }

@@ -7,6 +7,16 @@
 #include "ops/dropout/dropout.h"
 
 namespace megalodon::model {
+namespace {
+
+// Whether no query of a call sees a key from before it.
+bool sees_itself_alone(const Place& place, const ops::AttentionOptions& options) {
+  if (!place.common_start) return false;
+  return *place.common_start == 0 ||
+         (options.chunk > 0 && options.previous_chunks == 0 && *place.common_start % options.chunk == 0);
+}
+
+}  // namespace
 
 at::Tensor Drop::operator()(const at::Tensor& x) const {
   return p_ > 0 ? ops::dropout(x, p_, key_) : x;
@@ -23,21 +33,39 @@ at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarTy
   return at::embedding(table.flatten(0, 1), tokens.unflatten(0, {K, -1}) + first).flatten(0, 1).to(type);
 }
 
-void store(const at::Tensor& ring, const at::Tensor& values, const at::Tensor& start) {
+Place::Place(const at::Tensor& tokens, StreamState* state_, DropoutKeys* dropout_, at::ScalarType type)
+    : start(state_ != nullptr ? state_->position : at::zeros({tokens.size(0)}, tokens.options())),
+      state(state_),
+      dropout(dropout_),
+      compute_type(type) {
+  if (state == nullptr) {
+    common_start = 0;
+  } else if (tokens.size(1) > 1 || tokens.is_cpu()) {
+    common_start = state->common_position();
+  }
+}
+
+Place Place::after(int64_t L) const {
+  Place further = *this;
+  further.start = start + L;
+  if (common_start) further.common_start = *common_start + L;
+  return further;
+}
+
+void store(const at::Tensor& ring, const at::Tensor& values, const Place& place) {
   const int64_t B = values.size(0), L = values.size(1), C = ring.size(1), kept = std::min(L, C),
                 first = L - kept;
   if (kept == 0) return;
   const auto last = values.narrow(1, first, kept);  // [B, kept, Hkv, d]
-  if (start.is_cpu()) {                             // a look at other devices would wait for them
-    const auto* const from = start.const_data_ptr<int64_t>();
-    const int64_t slot = (from[0] + first) % C;
-    if (slot + kept <= C && std::all_of(from, from + B, [&](int64_t p) { return p == from[0]; })) {
-      ring.narrow(1, slot, kept).copy_(last);
-      return;
-    }
+  if (place.common_start) {
+    const int64_t slot = (*place.common_start + first) % C, fitting = std::min(kept, C - slot);
+    ring.narrow(1, slot, fitting).copy_(last.narrow(1, 0, fitting));
+    ring.narrow(1, 0, kept - fitting).copy_(last.narrow(1, fitting, kept - fitting));
+    return;
   }
-  const auto row = at::arange(B, start.options()).unsqueeze(1) * C;                              // [B, 1]
-  const auto slots = (start.unsqueeze(1) + at::arange(first, L, start.options())).remainder(C);  // [B, kept]
+  const auto row = at::arange(B, place.start.options()).unsqueeze(1) * C;  // [B, 1]
+  const auto slots =
+      (place.start.unsqueeze(1) + at::arange(first, L, place.start.options())).remainder(C);  // [B, kept]
   ring.view({B * C, -1})
       .index_copy_(0, (row + slots).view(-1), last.to(ring.scalar_type()).reshape({B * kept, -1}));
 }
@@ -52,9 +80,11 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
   auto& ring_k = place.state->layer(layer, "k");  // [B, C, Hkv, dk], position p at slot p mod C
   auto& ring_v = place.state->layer(layer, "v");  // [B, C, Hkv, dv]
-  const auto o = ops::attention(q, k, v, place.start, options, ops::AttentionCache{ring_k, ring_v});
-  store(ring_k, k, place.start);
-  store(ring_v, v, place.start);
+  const auto cache =
+      sees_itself_alone(place, options) ? std::nullopt : std::optional(ops::AttentionCache{ring_k, ring_v});
+  const auto o = ops::attention(q, k, v, place.start, options, cache);
+  store(ring_k, k, place);
+  store(ring_v, v, place);
   return o.flatten(2);
 }
 

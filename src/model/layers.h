@@ -1,6 +1,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "model/language_model.h"
 #include "model/projection.h"
 #include "ops/attention/attention.h"
@@ -27,15 +29,23 @@ at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarTy
 
 // Where a call stands in its streams.
 struct Place {
-  at::Tensor start;              // [B] int64 on the CPU: the position of the first token of each row
-  StreamState* state = nullptr;  // none: every row starts fresh
-  DropoutKeys* dropout = nullptr;
-  at::ScalarType compute_type = at::kFloat;  // of activations and products
+  at::Tensor start;             // [B] int64: the position of the first token of each row
+  StreamState* state;           // none: every row starts fresh
+  DropoutKeys* dropout;         // none: nothing is dropped
+  at::ScalarType compute_type;  // of activations and products
+  // The first position of every row, where it is known to be one. Never for a single token on a device: what
+  // is launched for it is the same at every position, so that it can be recorded.
+  std::optional<int64_t> common_start;
+
+  // That of tokens [B, L] that go on from `state`.
+  Place(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout, at::ScalarType compute_type);
+  // The same place L tokens further.
+  Place after(int64_t L) const;
 };
 
-// Writes keys or values [B, L, Hkv, d] of positions start[b] .. into `ring` [B, C, Hkv, d], position p at
-// slot p mod C; of more than C positions the last C stay.
-void store(const at::Tensor& ring, const at::Tensor& values, const at::Tensor& start);
+// Writes keys or values [B, L, Hkv, d] of the positions from place.start on into `ring` [B, C, Hkv, d],
+// position p at slot p mod C; of more than C positions the last C stay.
+void store(const at::Tensor& ring, const at::Tensor& values, const Place& place);
 
 // ops::attention of queries [B, L, H, dk], keys [B, L, Hkv, dk] and values [B, L, Hkv, dv] of a call at
 // `place`: with dropout on the weights where there are keys to drop by, and where there is a state over the

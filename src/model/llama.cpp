@@ -80,9 +80,9 @@ at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool l
   auto here = place;
   if (last_only) {  // the keys before the last join the state; the last query, key and value go on from there
     const int64_t before = u.size(1) - 1;
-    store(place.state->layer(layer, "k"), k.narrow(1, 0, before), place.start);
-    store(place.state->layer(layer, "v"), v.narrow(1, 0, before), place.start);
-    here.start = place.start + before;
+    store(place.state->layer(layer, "k"), k.narrow(1, 0, before), place);
+    store(place.state->layer(layer, "v"), v.narrow(1, 0, before), place);
+    here = place.after(before);
     k = last(k);
     v = last(v);
   }
@@ -108,20 +108,12 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
 
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout,
                          bool last_only) const {
-  const int64_t B = tokens.size(0), L = tokens.size(1);
-  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout,
-                    compute_type()};
-  if (state != nullptr) {  // room for all positions of this call
-    const int64_t needed = state->position.max().item<int64_t>() + L;
-    for (auto& [name, tensor] : state->tensors) {
-      if (needed <= tensor.size(1)) continue;
-      const auto grown = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed)));
-      tensor = at::constant_pad_nd(tensor, {0, 0, 0, 0, 0, grown - tensor.size(1)});
-    }
-  }
+  const int64_t L = tokens.size(1);
+  const Place place(tokens, state, dropout, compute_type());
+  if (state != nullptr) reserve(*state, state->highest + L);
   auto x = drop(embed(embedding_, tokens, at::kFloat), c_.dropout, dropout);  // [B, L, D]
   for (const auto& block : blocks_) x = block(x, place, last_only && block.layer + 1 == c_.num_hidden_layers);
-  if (state != nullptr) state->position = state->position + L;
+  if (state != nullptr) state->advance(L);
   return norm(x, final_norm_, c_, compute_type());
 }
 
@@ -135,7 +127,9 @@ at::Tensor Llama::next_logits(const at::Tensor& tokens, StreamState& state) cons
 
 StreamState Llama::fresh_state(int64_t batch, int64_t positions) const {
   const auto activations = at::TensorOptions(device()).dtype(compute_type());
-  StreamState state{fingerprint(config()), at::zeros({batch}, activations.dtype(at::kLong)), {}};
+  StreamState state;
+  state.model = fingerprint(config());
+  state.position = at::zeros({batch}, activations.dtype(at::kLong));
   for (int64_t i = 0; i < c_.num_hidden_layers; ++i) {
     for (const char* name : {".k", ".v"}) {
       state.tensors[std::to_string(i) + name] = at::zeros(
@@ -143,6 +137,14 @@ StreamState Llama::fresh_state(int64_t batch, int64_t positions) const {
     }
   }
   return state;
+}
+
+void Llama::reserve(StreamState& state, int64_t positions) const {
+  for (auto& [name, tensor] : state.tensors) {
+    if (positions <= tensor.size(1)) continue;
+    const auto grown = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(positions)));
+    tensor = at::constant_pad_nd(tensor, {0, 0, 0, 0, 0, grown - tensor.size(1)});
+  }
 }
 
 bool Llama::is_rotary(const Parameter& parameter) const {

@@ -31,6 +31,7 @@ class Llama : public LanguageModel {
   at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
   at::Tensor next_logits(const at::Tensor& tokens, StreamState& state) const override;
   StreamState fresh_state(int64_t batch, int64_t positions) const override;
+  void reserve(StreamState& state, int64_t positions) const override;
   at::Tensor to_file(const Parameter& parameter) const override;
   at::Tensor from_file(const Parameter& parameter, const at::Tensor& stored) const override;
 

@@ -38,22 +38,23 @@ Megalodon::Megalodon(const MegalodonConfig& config, ParameterMaker&& make)
 }
 
 at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
-  const int64_t B = tokens.size(0), L = tokens.size(1);
-  const Place place{state != nullptr ? state->position : at::zeros({B}, tokens.options()), state, dropout,
-                    compute_type()};
+  const int64_t L = tokens.size(1);
+  const Place place(tokens, state, dropout, compute_type());
   auto x = embed(embedding_, tokens, compute_type());  // [B, L, D]
   if (c_.scale_emb) x = x * std::sqrt(static_cast<double>(c_.model_dim));
   x = drop(x, c_.dropout, dropout);
   for (const auto& block : blocks_) x = block(x, place);
   x = final_norm_(x, place, -1);
-  if (state != nullptr) state->position = state->position + L;
+  if (state != nullptr) state->advance(L);
   return x;
 }
 
 StreamState Megalodon::fresh_state(int64_t batch, int64_t /*positions*/) const {
   const auto statistics = at::TensorOptions(device()).dtype(at::kFloat),
              activations = statistics.dtype(compute_type());
-  StreamState state{fingerprint(config()), at::zeros({batch}, statistics.dtype(at::kLong)), {}};
+  StreamState state;
+  state.model = fingerprint(config());
+  state.position = at::zeros({batch}, statistics.dtype(at::kLong));
   const auto norm = [&](const std::string& name) {
     state.tensors[name + "count"] = at::zeros({batch}, state.position.options());
     state.tensors[name + "mean"] = at::zeros({batch, c_.norm_num_groups}, statistics);

@@ -175,7 +175,7 @@ TEST(Streaming, PositionsAre64Bit) {
   const auto model = make_model(small_megalodon(), 7);
   auto near = model->fresh_state(1), far = model->fresh_state(1);
   const int64_t distant = (int64_t{1} << 40) * 16;  // a multiple of the chunk
-  far.position.fill_(distant);
+  far.move_to(distant);
   const auto tokens = random_tokens(1, 40, 5);
   EXPECT_LE(largest_difference(model->forward(tokens, &near), model->forward(tokens, &far)), 1e-4);
   EXPECT_EQ(far.position.item<int64_t>(), distant + 40);

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "model/tensor_file.h"
 
@@ -30,8 +32,20 @@ int64_t StreamState::bytes() const {
   return total;
 }
 
+void StreamState::advance(int64_t L) {
+  position = position + L;
+  lowest += L;
+  highest += L;
+}
+
+void StreamState::move_to(int64_t tokens) {
+  position = at::full_like(position, tokens);
+  lowest = highest = tokens;
+}
+
 StreamState StreamState::select(const std::vector<int64_t>& rows) const {
-  StreamState chosen{model, position.index_select(0, rows_tensor(rows).to(position.device())), {}};
+  StreamState chosen = *this;
+  chosen.position = position.index_select(0, rows_tensor(rows).to(position.device()));
   for (const auto& [name, tensor] : tensors) {
     chosen.tensors[name] = tensor.index_select(0, rows_tensor(rows).to(tensor.device()));
   }
@@ -39,19 +53,23 @@ StreamState StreamState::select(const std::vector<int64_t>& rows) const {
 }
 
 StreamState StreamState::to(at::Device device) const {
-  StreamState moved{model, position.to(device), {}};
+  StreamState moved = *this;
+  moved.position = position.to(device);
   for (const auto& [name, tensor] : tensors) moved.tensors[name] = tensor.to(device);
   return moved;
 }
 
 StreamState StreamState::fork() const {
-  StreamState copy{model, position.clone(), {}};
+  StreamState copy = *this;
+  copy.position = position.clone();
   for (const auto& [name, tensor] : tensors) copy.tensors[name] = tensor.clone();
   return copy;
 }
 
 void StreamState::assign(const std::vector<int64_t>& rows, const StreamState& other) {
   position = position.index_copy(0, rows_tensor(rows).to(position.device()), other.position);
+  lowest = std::min(lowest, other.lowest);
+  highest = std::max(highest, other.highest);
   for (auto& [name, tensor] : tensors) {
     auto from = other.tensors.at(name);
     match_capacity(tensor, from);
@@ -80,7 +98,8 @@ StreamState StreamState::load(const std::filesystem::path& path) {
     fail_request("stream state of version '" + field("version") + "'", path.string(),
                  "this program reads version " + std::to_string(kVersion));
   }
-  StreamState state{field("model"), {}, {}};
+  StreamState state;
+  state.model = field("model");
   for (const auto& [name, info] : file.header().tensors) {
     auto tensor = read_tensor(file, name);
     if (name == "position") {
@@ -91,6 +110,10 @@ StreamState StreamState::load(const std::filesystem::path& path) {
   }
   if (!state.position.defined() || state.position.scalar_type() != at::kLong || state.position.dim() != 1) {
     fail_request("stream state without positions", path.string(), "the file is damaged; make it again");
+  }
+  if (state.batch() > 0) {
+    state.lowest = state.position.min().item<int64_t>();
+    state.highest = state.position.max().item<int64_t>();
   }
   return state;
 }

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,12 +18,23 @@ struct StreamState {
   std::string model;                          // fingerprint of the configuration it belongs to
   at::Tensor position;                        // [B] int64: tokens read by each stream
   std::map<std::string, at::Tensor> tensors;  // "LAYER.name" or "name", each [B, ...]
+  // Bounds of the positions: known without waiting for the device that holds them.
+  int64_t lowest = 0, highest = 0;
 
   int64_t batch() const { return position.size(0); }
   at::Tensor& layer(int64_t index, const std::string& name) {
     return tensors.at(std::to_string(index) + "." + name);
   }
   int64_t bytes() const;
+
+  // The position of all streams, where it is known to be one.
+  std::optional<int64_t> common_position() const {
+    return lowest == highest ? std::optional(lowest) : std::nullopt;
+  }
+  // Every stream has read L tokens more.
+  void advance(int64_t L);
+  // Every stream is said to have read so many tokens.
+  void move_to(int64_t tokens);
 
   // The streams `rows`, in that order and as often as named, as an independent state.
   StreamState select(const std::vector<int64_t>& rows) const;

@@ -53,10 +53,9 @@ void stream(const LanguageModel& model, const at::Tensor& tokens, StreamState& s
   const int64_t c = megalodon != nullptr ? megalodon->chunk_size : 1024;
   const int64_t piece = options.piece > 0 && !truncating ? options.piece : 2 * c;
   const int64_t L = tokens.size(1);
-  TORCH_CHECK((state.position == state.position[0]).all().item<bool>(),
-              "stream: streams at one position expected");
+  TORCH_CHECK(state.common_position(), "stream: streams at one position expected");
   for (int64_t offset = 0; offset < L;) {
-    const int64_t position = state.position[0].item<int64_t>();
+    const int64_t position = *state.common_position();
     const int64_t length = call_length(std::min(L - offset, piece - position % piece), piece);
     const auto part = tokens.narrow(1, offset, length).to(model.device());
     visit(offset, model.hidden(part, &state));

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "ops/device_graph.h"
 
 namespace megalodon::ops {
 namespace {
@@ -68,6 +69,14 @@ void synchronize(at::Device device) {
 int64_t peak_device_bytes(at::Device device) {
   const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
   return stats.allocated_bytes[static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+std::unique_ptr<DeviceGraph> DeviceGraph::record(at::Device device, const std::function<void()>& f) {
+  using Record = DeviceGraph* (*)(at::Device, const std::function<void()>&);
+  static const auto record = reinterpret_cast<Record>(dlsym(RTLD_DEFAULT, "megalodon_record_cuda_graph"));
+  TORCH_CHECK(device.is_cuda() && record != nullptr,
+              "DeviceGraph: expected a CUDA device and the plugin, got ", device);
+  return std::unique_ptr<DeviceGraph>(record(device, f));
 }
 
 bool has_cuda_kernels() {

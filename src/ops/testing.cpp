@@ -67,10 +67,20 @@ Tensors gradients(const Tensors& outputs, const Tensors& inputs, const Tensors& 
 
 }  // namespace
 
+namespace {
+
+at::Device wanted_device() {
+  const char* const wanted = std::getenv("MEGALODON_TEST_DEVICE");
+  return open_device(wanted != nullptr ? wanted : "cpu");
+}
+
+// Before any test asks torch about CUDA.
+const at::Device chosen_device = wanted_device();
+
+}  // namespace
+
 at::Device device() {
-  static const char* const wanted = std::getenv("MEGALODON_TEST_DEVICE");
-  static const at::Device chosen = open_device(wanted != nullptr ? wanted : "cpu");
-  return chosen;
+  return chosen_device;
 }
 
 at::Tensor beside(const at::Tensor& x, const at::Tensor& given) {

@@ -1,0 +1,22 @@
+#pragma once
+#include <c10/core/Device.h>
+
+#include <functional>
+#include <memory>
+
+namespace megalodon::ops {
+
+// Work that a CUDA device does again and again on the same tensors: recorded once, then launched as a whole,
+// which takes the CPU next to no time. What `f` launches must not depend on values on the device, nor may it
+// wait for the device; it allocates from memory that the graph keeps.
+class DeviceGraph {
+ public:
+  // Records f on a device; everything that it launches has run once before, in f() itself or otherwise, so
+  // that libraries are set up. Nothing runs. What f throws is passed on.
+  static std::unique_ptr<DeviceGraph> record(at::Device device, const std::function<void()>& f);
+  virtual ~DeviceGraph() = default;
+  // Launches it on the current stream.
+  virtual void replay() = 0;
+};
+
+}  // namespace megalodon::ops
