@@ -31,22 +31,24 @@ struct Chunks {
 };
 
 // All chunks of B sequences, in runs of equal length and distance.
-std::vector<Chunks> chunks_of(int64_t B, int64_t L, int64_t c) {
+std::vector<Chunks> chunks_of(int64_t B, int64_t L, int64_t chunk) {
+  const int64_t c = chunk > 0 ? std::min(chunk, L) : L, whole = L / c, rest = L % c;
+  if (rest == 0) return {{B * whole, c, 0, c}};
   std::vector<Chunks> all;
-  const int64_t whole = L / c, rest = L % c;
-  if (rest == 0) {
-    all.push_back({B * whole, c, 0, c});
-  } else {
-    for (int64_t b = 0; b < B && whole > 0; ++b) all.push_back({whole, c, b * L, c});
-    all.push_back({B, rest, whole * c, L});
-  }
-  std::vector<Chunks> small;
-  for (const auto& run : all) {
+  for (int64_t b = 0; b < B; ++b) all.push_back({whole, c, b * L, c});
+  all.push_back({B, rest, whole * c, L});
+  return all;
+}
+
+// The same in shorter runs, whose weights fit in memory at once.
+std::vector<Chunks> within_memory(const std::vector<Chunks>& runs) {
+  std::vector<Chunks> all;
+  for (const auto& run : runs) {
     const int64_t most = std::max<int64_t>(1, kMostWeights / (run.length * run.length));
     for (int64_t i = 0; i < run.count; i += most)
-      small.push_back({std::min(most, run.count - i), run.length, run.first + i * run.step, run.step});
+      all.push_back({std::min(most, run.count - i), run.length, run.first + i * run.step, run.step});
   }
-  return small;
+  return all;
 }
 
 at::Tensor product_in_float(const at::Tensor& a, const at::Tensor& b) {
@@ -137,44 +139,72 @@ void backward_head(Head head, const Chunks& chunks, int64_t h, const at::Tensor&
   }
 }
 
-// o, and the logarithms of the softmax's denominators [B, L, H].
+// Puts what flash attention made of a run of chunks, [count, heads, length, d], into `whole` [B, L, heads,
+// d], whose B and L are those of x: as it is where the run is all there is.
+void place(const Chunks& chunks, const at::Tensor& part, const at::Tensor& x, at::Tensor& whole) {
+  const auto by_position = part.transpose(1, 2);
+  const std::array sizes{x.size(0), x.size(1), part.size(1), part.size(3)};
+  if (chunks.count * chunks.length == x.size(0) * x.size(1)) {
+    whole = by_position.reshape(sizes);
+    return;
+  }
+  if (!whole.defined()) whole = at::empty(sizes, part.options());
+  chunks.of(whole).copy_(by_position);
+}
+
+// Of the runs of chunks one after the other, each as torch's flash attention has it: o, and the logarithms of
+// the softmax's denominators, flat: [count, H, length] of each run.
+Pair flash_forward(const std::vector<Chunks>& runs, const at::Tensor& q, const at::Tensor& k,
+                   const at::Tensor& v, double scale) {
+  std::vector<at::Tensor> lse;
+  at::Tensor o;
+  for (const auto& chunks : runs) {
+    const auto by_head = [&](const at::Tensor& x) { return chunks.of(x).transpose(1, 2); };
+    const auto result = at::_scaled_dot_product_flash_attention(by_head(q), by_head(k), by_head(v), 0,
+                                                                /*is_causal=*/true, false, scale);
+    lse.push_back(std::get<1>(result).flatten());
+    place(chunks, std::get<0>(result), q, o);
+  }
+  return {o, lse.size() == 1 ? lse[0] : at::cat(lse)};
+}
+
+Triple flash_backward(const std::vector<Chunks>& runs, const at::Tensor& q, const at::Tensor& k,
+                      const at::Tensor& v, const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o,
+                      double scale) {
+  const auto no_dropout = at::empty({2}, q.options().dtype(at::kLong));
+  at::Tensor dq, dk, dv;
+  int64_t first = 0;
+  for (const auto& chunks : runs) {
+    const auto by_head = [&](const at::Tensor& x) { return chunks.of(x).transpose(1, 2); };
+    const auto lse_part = lse.narrow(0, first, chunks.count * q.size(2) * chunks.length)
+                              .view({chunks.count, q.size(2), chunks.length});
+    const auto parts = at::_scaled_dot_product_flash_attention_backward(
+        by_head(d_o), by_head(q), by_head(k), by_head(v), by_head(o), lse_part, {}, {}, chunks.length,
+        chunks.length, 0, /*is_causal=*/true, no_dropout, no_dropout, scale);
+    first += lse_part.numel();
+    place(chunks, std::get<0>(parts), q, dq);
+    place(chunks, std::get<1>(parts), k, dk);
+    place(chunks, std::get<2>(parts), v, dv);
+  }
+  return {dq, dk, dv};
+}
+
+// o, and the logarithms of the softmax's denominators: [B, L, H], or as flash_forward has them.
 Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
              const Optional& /*cache_k*/, const Optional& /*cache_v*/, int64_t chunk,
              int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
   const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous();
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2);
+  const bool empty = B * L * H * v.size(3) == 0;
+  if (!empty && is_flash(q, v)) return flash_forward(chunks_of(B, L, chunk), q_, k_, v_, scale);
   const auto o = at::empty({B, L, H, v.size(3)}, q.options());
   const auto lse = at::empty({B, L, H}, q.options().dtype(at::kFloat));
-  if (o.numel() == 0) return {o, lse};
-  for (const auto& chunks : chunks_of(B, L, chunk > 0 ? std::min(chunk, L) : L)) {
-    const auto o_part = chunks.of(o);
-    if (is_flash(q, v)) {
-      const auto by_head = [&](const at::Tensor& x) { return chunks.of(x).transpose(1, 2); };
-      const auto result = at::_scaled_dot_product_flash_attention(by_head(q_), by_head(k_), by_head(v_), 0,
-                                                                  /*is_causal=*/true, false, scale);
-      o_part.copy_(std::get<0>(result).transpose(1, 2));
-      chunks.of(lse.unsqueeze(3)).squeeze(3).copy_(std::get<1>(result).transpose(1, 2));
-      continue;
-    }
+  if (empty) return {o, lse};
+  for (const auto& chunks : within_memory(chunks_of(B, L, chunk))) {
     for (int64_t h = 0; h < H; ++h)
-      forward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, o_part.select(2, h));
+      forward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, chunks.of(o).select(2, h));
   }
   return {o, lse};
-}
-
-void flash_backward(const Chunks& chunks, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                    const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o, double scale,
-                    const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) {
-  const auto by_head = [&](const at::Tensor& x) { return chunks.of(x).transpose(1, 2); };
-  const auto no_dropout = at::empty({2}, q.options().dtype(at::kLong));
-  const auto [dq_part, dk_part, dv_part] = at::_scaled_dot_product_flash_attention_backward(
-      by_head(d_o), by_head(q), by_head(k), by_head(v), by_head(o),
-      chunks.of(lse.unsqueeze(3)).squeeze(3).transpose(1, 2).contiguous(), {}, {}, chunks.length,
-      chunks.length, 0,
-      /*is_causal=*/true, no_dropout, no_dropout, scale);
-  chunks.of(dq).copy_(dq_part.transpose(1, 2));
-  chunks.of(dk).copy_(dk_part.transpose(1, 2));
-  chunks.of(dv).copy_(dv_part.transpose(1, 2));
 }
 
 Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
@@ -182,24 +212,19 @@ Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
                 int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
   const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous(), d_o_ = d_o.contiguous();
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2), Hkv = k.size(2);
-  const bool flash = is_flash(q, v);
+  if (o.numel() == 0) return {at::zeros_like(q_), at::zeros_like(k_), at::zeros_like(v_)};
+  if (is_flash(q, v)) return flash_backward(chunks_of(B, L, chunk), q_, k_, v_, o, lse, d_o_, scale);
   // Query heads that share a key head give its gradient a part each.
   const auto of_queries = [&](const at::Tensor& x) {
-    return flash || H == Hkv ? at::empty_like(x) : at::empty({B, L, H, x.size(3)}, x.options());
+    return H == Hkv ? at::empty_like(x) : at::empty({B, L, H, x.size(3)}, x.options());
   };
   const auto dq = at::empty_like(q_), dk = of_queries(k_), dv = of_queries(v_);
   const auto delta = at::empty_like(lse);
-  if (!flash && delta.numel() > 0) {
-    launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
-      cuda::row_products(pointer<T>(o), pointer<T>(d_o_), delta.numel(), o.size(3),
-                         mutable_pointer<float>(delta), stream);
-    });
-  }
-  for (const auto& chunks : chunks_of(B, L, chunk > 0 ? std::min(chunk, L) : L)) {
-    if (flash) {
-      flash_backward(chunks, q_, k_, v_, o, lse, d_o_, scale, dq, dk, dv);
-      continue;
-    }
+  launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
+    cuda::row_products(pointer<T>(o), pointer<T>(d_o_), delta.numel(), o.size(3),
+                       mutable_pointer<float>(delta), stream);
+  });
+  for (const auto& chunks : within_memory(chunks_of(B, L, chunk))) {
     for (int64_t h = 0; h < H; ++h) {
       const auto of_head = [&](const at::Tensor& x) { return chunks.of(x).select(2, h); };
       backward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, delta, of_head(d_o_),
