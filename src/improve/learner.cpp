@@ -1,10 +1,9 @@
 #include "improve/learner.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 
 #include "model/model_folder.h"
 #include "ops/cross_entropy/cross_entropy.h"
@@ -52,20 +51,16 @@ Batch make_batch(const data::Tokenizer& tokenizer, std::span<const Example> exam
 }
 
 Learner::Outcome Learner::step(const Batch& batch, double rate) {
-  const auto device = models_.device();
-  const auto losses = models_.mean_loss(batch.tokens.to(device), batch.targets.to(device));  // [K]
-  torch::autograd::backward({losses.sum()}, {});
-  const auto norms = optimizer_.gradient_norms();
-  const Outcome outcome{
-      losses.mean().item<double>(), *std::max_element(norms.begin(), norms.end()), batch.tokens.numel(),
-      !std::isfinite(losses.sum().item<double>()) ||
-          !std::all_of(norms.begin(), norms.end(), [](double n) { return std::isfinite(n); })};
-  if (outcome.skipped) {
-    optimizer_.clear_gradients();
-  } else {
-    optimizer_.step(rate, norms);
+  auto tokens = batch.tokens, targets = batch.targets;
+  if (models_.device().is_cuda()) {  // few different shapes: each is recorded once
+    const int64_t missing = (8 - tokens.size(1) % 8) % 8;
+    tokens = at::constant_pad_nd(tokens, {0, missing}, 0);
+    targets = at::constant_pad_nd(targets, {0, missing}, ops::kIgnoredTarget);
   }
-  return outcome;
+  const auto outcome = training_step_(tokens, targets, rate);
+  const auto& norms = outcome.gradient_norms;
+  return {std::reduce(outcome.losses.begin(), outcome.losses.end()) / static_cast<double>(models_.stack()),
+          *std::max_element(norms.begin(), norms.end()), batch.tokens.numel(), outcome.skipped};
 }
 
 void save_members(const model::LanguageModel& models, const data::Tokenizer& tokenizer,

@@ -7,7 +7,7 @@
 #include "data/tokenizer.h"
 #include "improve/mixture.h"
 #include "model/language_model.h"
-#include "train/optimizer.h"
+#include "train/training_step.h"
 
 namespace megalodon::improve {
 
@@ -26,7 +26,9 @@ std::vector<int32_t> prompt_tokens(const data::Tokenizer& tokenizer, std::string
 class Learner {
  public:
   Learner(model::LanguageModel& models, const train::AdamWOptions& options)
-      : models_(models), optimizer_(models.parameters(), options, models.stack()) {}
+      : models_(models),
+        optimizer_(models.parameters(), options, models.stack()),
+        training_step_(models, optimizer_) {}
 
   struct Outcome {
     double loss;           // nats a token, the mean over the models
@@ -44,6 +46,7 @@ class Learner {
  private:
   model::LanguageModel& models_;
   train::AdamW optimizer_;
+  train::TrainingStep training_step_;
 };
 
 // Model directories with the tokenizer: FOLDER itself for one model, FOLDER/model-1 ... FOLDER/model-K for

@@ -29,13 +29,14 @@ AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions optio
       group.parameters.push_back(parameter.value);
       group.first_moments.push_back(at::zeros_like(parameter.value).set_requires_grad(false));
       group.second_moments.push_back(at::zeros_like(parameter.value).set_requires_grad(false));
-      group.steps.push_back(at::zeros({}, group.first_moments.back().options()));
     }
-    if (!group.parameters.empty()) groups_.push_back(std::move(group));
+    if (group.parameters.empty()) continue;
+    group.steps = at::zeros({}, group.first_moments.back().options());
+    groups_.push_back(std::move(group));
   }
 }
 
-std::vector<double> AdamW::gradient_norms() const {
+at::Tensor AdamW::gradient_norms() const {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> gradients;  // of each parameter those of each model
   for (const auto& group : groups_) {
@@ -45,45 +46,29 @@ std::vector<double> AdamW::gradient_norms() const {
         gradients.push_back(gradient);
     }
   }
-  std::vector<double> total(static_cast<std::size_t>(stack_));
-  if (gradients.empty()) return total;
+  if (gradients.empty()) return at::zeros({stack_}, groups_[0].steps.options().dtype(at::kDouble));
   const auto norms = at::stack(at::_foreach_norm(gradients)).view({-1, stack_});
-  const auto sums = norms.to(at::kDouble).square().sum(0).sqrt().cpu();  // [K]
-  std::copy_n(sums.const_data_ptr<double>(), stack_, total.begin());
-  return total;
+  return norms.to(at::kDouble).square().sum(0).sqrt();
 }
 
-void AdamW::step(double rate, const std::vector<double>& norms) {
+void AdamW::step(const at::Tensor& rate, const at::Tensor& norms, const at::Tensor& skipped) {
   const at::NoGradGuard no_grad;
-  const auto excess = [&](std::size_t k) {
-    return options_.clip > 0 ? std::max(1.0, norms[k] / options_.clip) : 1.0;
-  };
-  const auto divisor = at::full({}, stack_ == 1 ? excess(0) : 1.0, groups_[0].steps[0].options());
-  for (std::size_t k = 0; stack_ > 1 && k < norms.size(); ++k) {
-    if (excess(k) == 1) continue;
-    for (auto& group : groups_) {
-      for (auto& parameter : group.parameters) {
-        if (parameter.grad().defined()) parameter.mutable_grad()[static_cast<int64_t>(k)].div_(excess(k));
-      }
-    }
-  }
-  for (auto& group : groups_) step(group, rate, divisor);
-  clear_gradients();
-}
-
-void AdamW::step(Group& group, double rate, const at::Tensor& gradient_divisor) {
-  std::vector<at::Tensor> gradients;
-  for (const auto& parameter : group.parameters) {
-    gradients.push_back(parameter.grad().defined() ? parameter.grad() : at::zeros_like(parameter));
-  }
-  for (auto& steps : group.steps) steps.add_(1);
-  at::_fused_adamw_(group.parameters, gradients, group.first_moments, group.second_moments, {}, group.steps,
-                    rate, options_.beta1, options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false,
-                    /*maximize=*/false, gradient_divisor);
-}
-
-void AdamW::clear_gradients() {
+  const auto excess =
+      (options_.clip > 0 ? (norms / options_.clip).clamp_min(1) : at::ones_like(norms)).to(at::kFloat);
+  const auto divisor = stack_ == 1 ? excess.squeeze(0) : at::ones({}, excess.options());
+  const auto skip = skipped.to(at::kFloat);
   for (auto& group : groups_) {
+    std::vector<at::Tensor> gradients;
+    for (auto& parameter : group.parameters) {
+      const auto& gradient = parameter.mutable_grad();
+      gradients.push_back(gradient.defined() ? gradient : at::zeros_like(parameter));
+      if (stack_ > 1) gradients.back().view({stack_, -1}).div_(excess.unsqueeze(1));
+    }
+    group.steps.add_(1 - skip);
+    const std::vector<at::Tensor> steps(group.parameters.size(), group.steps);
+    at::_fused_adamw_(group.parameters, gradients, group.first_moments, group.second_moments, {}, steps, rate,
+                      options_.beta1, options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false,
+                      /*maximize=*/false, divisor, skip);
     for (auto& parameter : group.parameters) parameter.mutable_grad().reset();
   }
 }
@@ -94,7 +79,7 @@ model::NamedTensors AdamW::state() const {
     for (std::size_t i = 0; i < group.names.size(); ++i) {
       tensors.emplace_back("first_moment." + group.names[i], group.first_moments[i]);
       tensors.emplace_back("second_moment." + group.names[i], group.second_moments[i]);
-      tensors.emplace_back("steps." + group.names[i], group.steps[i]);
+      tensors.emplace_back("steps." + group.names[i], group.steps);
     }
   }
   return tensors;
@@ -113,7 +98,7 @@ void AdamW::load(const SafetensorsFile& file) {
     for (std::size_t i = 0; i < group.names.size(); ++i) {
       fill("first_moment." + group.names[i], group.first_moments[i]);
       fill("second_moment." + group.names[i], group.second_moments[i]);
-      fill("steps." + group.names[i], group.steps[i]);
+      fill("steps." + group.names[i], group.steps);
     }
   }
 }

@@ -23,11 +23,12 @@ class AdamW {
  public:
   AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options, int64_t stack = 1);
 
-  // The norm of all gradients of each model together, before clipping.
-  std::vector<double> gradient_norms() const;
-  // Updates by the gradients scaled to the clip bound, and clears them. `norms` are gradient_norms().
-  void step(double rate, const std::vector<double>& norms);
-  void clear_gradients();
+  // The norm of all gradients of each model together, before clipping: [K] float64.
+  at::Tensor gradient_norms() const;
+  // Updates by the gradients scaled to the clip bound, unless the truth value `skipped` holds, and clears
+  // them. `norms` are gradient_norms(); rate is a number, float64 on a CPU and float32 on other devices. All
+  // stays on the parameters' device, which is not waited for.
+  void step(const at::Tensor& rate, const at::Tensor& norms, const at::Tensor& skipped);
 
   // First and second moments and the number of steps, by parameter name: what a checkpoint keeps.
   model::NamedTensors state() const;
@@ -35,11 +36,11 @@ class AdamW {
 
  private:
   struct Group {
-    std::vector<at::Tensor> parameters, first_moments, second_moments, steps;
+    std::vector<at::Tensor> parameters, first_moments, second_moments;
     std::vector<std::string> names;
+    at::Tensor steps;  // a number
     double weight_decay;
   };
-  void step(Group& group, double rate, const at::Tensor& gradient_divisor);
 
   AdamWOptions options_;
   int64_t stack_;

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <limits>
 
 #include "ops/testing.h"
 
@@ -14,6 +15,11 @@ namespace {
 std::vector<model::Parameter> parameters() {
   return {{"matrix.weight", ops::testing::random({3, 4}).set_requires_grad(true), true},
           {"norm.weight", ops::testing::random({5}).set_requires_grad(true), false}};
+}
+
+void step(AdamW& optimizer, double rate, bool skipped = false) {
+  optimizer.step(at::scalar_tensor(rate, at::kDouble), optimizer.gradient_norms(),
+                 at::scalar_tensor(skipped, at::kBool));
 }
 
 void set_gradients(const std::vector<model::Parameter>& all, double scale) {
@@ -34,27 +40,26 @@ TEST(AdamW, FollowsItsDefinition) {
     m.push_back(at::zeros_like(value.back()));
     v.push_back(at::zeros_like(value.back()));
   }
-  for (int step = 1; step <= 4; ++step) {
-    set_gradients(all, step == 2 ? 0.01 : 1.0);  // once below the bound of the clip
-    const auto norms = optimizer.gradient_norms();
-    const double norm = norms.at(0);
+  for (int t = 1; t <= 4; ++t) {
+    set_gradients(all, t == 2 ? 0.01 : 1.0);  // once below the bound of the clip
+    const double norm = optimizer.gradient_norms()[0].item<double>();
     double squares = 0;
     for (std::size_t i = 0; i < all.size(); ++i)
       squares += all[i].value.grad().to(at::kDouble).square().sum().item<double>();
     EXPECT_NEAR(norm, std::sqrt(squares), 1e-6);
-    const double rate = 0.01 * step;
+    const double rate = 0.01 * t;
     for (std::size_t i = 0; i < all.size(); ++i) {
       const auto g = all[i].value.grad().to(at::kDouble) * std::min(1.0, o.clip / norm);
       m[i] = o.beta1 * m[i] + (1 - o.beta1) * g;
       v[i] = o.beta2 * v[i] + (1 - o.beta2) * g * g;
       value[i] = value[i] * (1 - rate * (all[i].is_matrix ? o.weight_decay : 0));
-      value[i] = value[i] - rate * (m[i] / (1 - std::pow(o.beta1, step))) /
-                                ((v[i] / (1 - std::pow(o.beta2, step))).sqrt() + o.eps);
+      value[i] = value[i] - rate * (m[i] / (1 - std::pow(o.beta1, t))) /
+                                ((v[i] / (1 - std::pow(o.beta2, t))).sqrt() + o.eps);
     }
-    optimizer.step(rate, norms);
+    step(optimizer, rate);
     for (std::size_t i = 0; i < all.size(); ++i) {
       EXPECT_LE(ops::testing::relative_error(all[i].value.detach(), value[i]), 1e-6)
-          << all[i].name << " step " << step;
+          << all[i].name << " step " << t;
       EXPECT_FALSE(all[i].value.grad().defined());
     }
   }
@@ -75,7 +80,7 @@ TEST(AdamW, ClipsStackedModelsOneByOne) {
     alone.push_back(make({3, 4}, {5}));
     optimizers.push_back(std::make_unique<AdamW>(alone.back(), o));
   }
-  for (int step = 0; step < 3; ++step) {
+  for (int t = 0; t < 3; ++t) {
     set_gradients(stacked, 1);
     for (std::size_t i = 0; i < stacked.size(); ++i)
       stacked[i].value.grad()[1].mul_(0.01);  // below the bound
@@ -84,9 +89,9 @@ TEST(AdamW, ClipsStackedModelsOneByOne) {
         alone[k][i].value.mutable_grad() = stacked[i].value.grad()[static_cast<int64_t>(k)].clone();
       }
     }
-    together.step(0.1, together.gradient_norms());
+    step(together, 0.1);
     for (std::size_t k = 0; k < K; ++k) {
-      optimizers[k]->step(0.1, optimizers[k]->gradient_norms());
+      step(*optimizers[k], 0.1);
       for (std::size_t i = 0; i < stacked.size(); ++i) {
         EXPECT_TRUE(at::allclose(stacked[i].value.detach()[static_cast<int64_t>(k)],
                                  alone[k][i].value.detach(), 1e-6, 1e-7));
@@ -95,12 +100,24 @@ TEST(AdamW, ClipsStackedModelsOneByOne) {
   }
 }
 
+TEST(AdamW, ChangesNothingWhereSkipped) {
+  const auto all = parameters();
+  const auto before = all[0].value.detach().clone();
+  AdamW optimizer(all, {}), fresh(all, {});
+  set_gradients(all, std::numeric_limits<double>::quiet_NaN());
+  step(optimizer, 0.1, true);
+  EXPECT_TRUE(at::equal(all[0].value.detach(), before));
+  EXPECT_FALSE(all[0].value.grad().defined());
+  for (std::size_t i = 0; i < optimizer.state().size(); ++i)
+    EXPECT_TRUE(at::equal(optimizer.state()[i].second, fresh.state()[i].second));
+}
+
 TEST(AdamW, GoesOnFromItsState) {
   const auto path = std::filesystem::temp_directory_path() / "megalodon_optimizer_test.safetensors";
   const auto all = parameters();
   AdamW optimizer(all, {});
   set_gradients(all, 1);
-  optimizer.step(0.1, optimizer.gradient_norms());
+  step(optimizer, 0.1);
   model::save_tensors(path, optimizer.state());
   std::vector<model::Parameter> copy;
   for (const auto& p : all)
@@ -112,8 +129,8 @@ TEST(AdamW, GoesOnFromItsState) {
     auto value = copy[i].value;
     value.mutable_grad() = all[i].value.grad().clone();
   }
-  optimizer.step(0.1, optimizer.gradient_norms());
-  again.step(0.1, again.gradient_norms());
+  step(optimizer, 0.1);
+  step(again, 0.1);
   for (std::size_t i = 0; i < all.size(); ++i) EXPECT_TRUE(at::equal(all[i].value, copy[i].value));
   std::filesystem::remove(path);
 }

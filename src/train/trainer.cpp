@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 #include <numbers>
@@ -38,6 +37,7 @@ Trainer::Trainer(const TrainConfig& config, model::LanguageModel& model, const d
       validation_(validation),
       order_(training.tokens(), config.context, config.batch, config.seed),
       optimizer_(model.parameters(), config.optimizer),
+      training_step_(model, optimizer_),
       checkpoints_(config.run / "checkpoints", config.checkpoint_keep) {
   model_.set_compute_type(config.compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat);
 }
@@ -76,43 +76,29 @@ at::Tensor Trainer::windows(const data::Corpus& corpus, const std::vector<int64_
   return tokens.to(at::kLong);
 }
 
-double Trainer::accumulate_gradients() {
-  model::DropoutKeys dropout(config_.seed, static_cast<uint64_t>(step_));
-  const int64_t parts = config_.batch / config_.micro_batch;
-  double loss = 0;
-  for (int64_t part = 0; part < parts; ++part) {
-    std::vector<int64_t> starts;
-    for (int64_t i = 0; i < config_.micro_batch; ++i) {
-      starts.push_back(order_.position(step_, part * config_.micro_batch + i));
-    }
-    const auto part_loss =
-        mean_loss(model_, windows(training_, starts), &dropout) / static_cast<double>(parts);
-    torch::autograd::backward({part_loss}, {});
-    loss += part_loss.item<double>();
-  }
-  return loss;
-}
-
 StepMetrics Trainer::step() {
   const double started = monotonic_seconds();
-  const double loss = accumulate_gradients();
-  const auto norms = optimizer_.gradient_norms();
-  const double norm = norms[0];
+  std::vector<int64_t> starts;
+  for (int64_t i = 0; i < config_.batch; ++i) starts.push_back(order_.position(step_, i));
+  const auto tokens = windows(training_, starts);
   const double rate = config_.schedule.rate(step_);
-  const bool finite = std::isfinite(loss) && std::isfinite(norm);
-  if (finite) {
-    optimizer_.step(rate, norms);
-    skipped_in_row_ = 0;
-  } else {
-    optimizer_.clear_gradients();
-    ++skipped_in_row_;
-  }
+  model::DropoutKeys dropout(config_.seed, static_cast<uint64_t>(step_));
+  const auto outcome =
+      training_step_(tokens.narrow(1, 0, config_.context), tokens.narrow(1, 1, config_.context), rate,
+                     config_.batch / config_.micro_batch, &dropout);
+  skipped_in_row_ = outcome.skipped ? skipped_in_row_ + 1 : 0;
   ++step_;
   const double seconds = monotonic_seconds() - started;
   seconds_ += seconds;
   const int64_t per_step = config_.tokens_per_step();
-  return {step_,  step_ * per_step, loss, rate, norm, seconds_, static_cast<double>(per_step) / seconds,
-          !finite};
+  return {step_,
+          step_ * per_step,
+          outcome.losses[0],
+          rate,
+          outcome.gradient_norms[0],
+          seconds_,
+          static_cast<double>(per_step) / seconds,
+          outcome.skipped};
 }
 
 ValidationMetrics Trainer::validate() const {

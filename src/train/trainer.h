@@ -11,6 +11,7 @@
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/train_config.h"
+#include "train/training_step.h"
 
 namespace megalodon::train {
 
@@ -32,7 +33,6 @@ class Trainer {
 
  private:
   StepMetrics step();
-  double accumulate_gradients();
   ValidationMetrics validate() const;
   void save() const;
   at::Tensor windows(const data::Corpus& corpus,
@@ -45,6 +45,7 @@ class Trainer {
   const data::Corpus& validation_;
   const data::WindowOrder order_;
   AdamW optimizer_;
+  TrainingStep training_step_;
   CheckpointFolder checkpoints_;
   int64_t step_ = 0;  // steps done
   int64_t skipped_in_row_ = 0;
