@@ -61,6 +61,12 @@ TEST(Attention, AgreesWithReferenceOnManyShapes) {
   expect_agreement({1, 70, 1, 1, 256, 640}, options(64, 256));
 }
 
+TEST(Attention, AgreesWithReferenceOnWideHeads) {
+  expect_agreement({2, 256, 1, 1, 256, 512}, options(256, 256));
+  expect_agreement({1, 1100, 2, 1, 256, 512}, options(512, 256));
+  expect_agreement({1, 768, 1, 1, 256, 768}, options(0, 256));
+}
+
 TEST(Attention, SeesEarlierChunks) {
   expect_agreement({2, 50, 2, 1, 8, 6}, options(8, 8, 1));
   expect_agreement({1, 41, 2, 2, 8, 20}, options(8, 8, 3));

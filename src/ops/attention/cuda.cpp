@@ -5,9 +5,9 @@
 
 #include "ops/cuda_launch.h"
 
-// Attention of Megalodon's few and wide heads is matrix products above all: those of cuBLAS, over blocks of
-// queries and the keys up to the block's end, with kernels of our own between. Small heads go through torch's
-// flash attention.
+// Attention of Megalodon's few and wide heads is matrix products above all. On Hopper GPUs kernels of our own
+// make them (cuda_wide.cu); elsewhere, and in ragged chunks, cuBLAS does, over blocks of queries and the keys
+// up to the block's end, with small kernels between. Small heads go through torch's flash attention.
 namespace megalodon::ops {
 namespace {
 using Optional = std::optional<at::Tensor>;
@@ -40,14 +40,12 @@ std::vector<Chunks> chunks_of(int64_t B, int64_t L, int64_t chunk) {
   return all;
 }
 
-// The same in shorter runs, whose weights fit in memory at once.
-std::vector<Chunks> within_memory(const std::vector<Chunks>& runs) {
+// A run in shorter ones, whose weights of a head fit in memory at once.
+std::vector<Chunks> within_memory(const Chunks& run) {
   std::vector<Chunks> all;
-  for (const auto& run : runs) {
-    const int64_t most = std::max<int64_t>(1, kMostWeights / (run.length * run.length));
-    for (int64_t i = 0; i < run.count; i += most)
-      all.push_back({std::min(most, run.count - i), run.length, run.first + i * run.step, run.step});
-  }
+  const int64_t most = std::max<int64_t>(1, kMostWeights / (run.length * run.length));
+  for (int64_t i = 0; i < run.count; i += most)
+    all.push_back({std::min(most, run.count - i), run.length, run.first + i * run.step, run.step});
   return all;
 }
 
@@ -139,6 +137,44 @@ void backward_head(Head head, const Chunks& chunks, int64_t h, const at::Tensor&
   }
 }
 
+bool is_wide(const Chunks& chunks, const at::Tensor& q, const at::Tensor& v) {
+  const c10::cuda::CUDAGuard guard(q.device());
+  return q.scalar_type() == at::kBFloat16 && cuda::has_wide_kernels(q.size(3), v.size(3), chunks.length);
+}
+
+// f(sizes, scratch, stream) for parts of the chunks, some heads each, whose weights fit in memory at once.
+template <class F>
+void launch_wide(const Chunks& chunks, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 double scale, bool gradients, F&& f) {
+  const int64_t H = q.size(2), c = chunks.length;
+  const int64_t most = std::clamp<int64_t>(kMostWeights / (c * c), 1, chunks.count * H);
+  const int64_t heads = std::min(most, H), count = most / heads;
+  const auto weights = at::empty({count, heads, c, c}, q.options());
+  const auto d_scores = gradients ? at::empty_like(weights) : at::Tensor();
+  const auto sums = at::empty({count, heads, c}, q.options().dtype(at::kFloat));
+  const auto next = at::empty({2}, q.options().dtype(at::kInt));
+  const cuda::WideScratch scratch{mutable_pointer<Bfloat16>(weights), mutable_pointer<Bfloat16>(d_scores),
+                                  mutable_pointer<float>(sums), mutable_pointer<int>(next)};
+  launch(q, [&](cudaStream_t stream) {
+    for (int64_t i = 0; i < chunks.count; i += count) {
+      for (int64_t h = 0; h < H; h += heads) {
+        f(cuda::WideSizes{.positions = q.size(0) * q.size(1),
+                          .count = std::min(count, chunks.count - i),
+                          .length = c,
+                          .first = chunks.first + i * chunks.step,
+                          .step = chunks.step,
+                          .H = H,
+                          .Hkv = k.size(2),
+                          .first_head = h,
+                          .heads = std::min(heads, H - h),
+                          .dv = v.size(3),
+                          .scale = static_cast<float>(scale)},
+          scratch, stream);
+      }
+    }
+  });
+}
+
 // Puts what flash attention made of a run of chunks, [count, heads, length, d], into `whole` [B, L, heads,
 // d], whose B and L are those of x: as it is where the run is all there is.
 void place(const Chunks& chunks, const at::Tensor& part, const at::Tensor& x, at::Tensor& whole) {
@@ -193,16 +229,26 @@ Triple flash_backward(const std::vector<Chunks>& runs, const at::Tensor& q, cons
 Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
              const Optional& /*cache_k*/, const Optional& /*cache_v*/, int64_t chunk,
              int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
-  const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous();
+  const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8);
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2);
   const bool empty = B * L * H * v.size(3) == 0;
   if (!empty && is_flash(q, v)) return flash_forward(chunks_of(B, L, chunk), q_, k_, v_, scale);
   const auto o = at::empty({B, L, H, v.size(3)}, q.options());
   const auto lse = at::empty({B, L, H}, q.options().dtype(at::kFloat));
   if (empty) return {o, lse};
-  for (const auto& chunks : within_memory(chunks_of(B, L, chunk))) {
-    for (int64_t h = 0; h < H; ++h)
-      forward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, chunks.of(o).select(2, h));
+  for (const auto& run : chunks_of(B, L, chunk)) {
+    if (is_wide(run, q, v)) {
+      launch_wide(
+          run, q_, k_, v_, scale, false, [&](const auto& sizes, const auto& scratch, cudaStream_t stream) {
+            cuda::wide_forward(sizes, pointer<Bfloat16>(q_), pointer<Bfloat16>(k_), pointer<Bfloat16>(v_),
+                               scratch, mutable_pointer<Bfloat16>(o), mutable_pointer<float>(lse), stream);
+          });
+      continue;
+    }
+    for (const auto& chunks : within_memory(run)) {
+      for (int64_t h = 0; h < H; ++h)
+        forward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, chunks.of(o).select(2, h));
+    }
   }
   return {o, lse};
 }
@@ -210,7 +256,7 @@ Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
 Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
                 const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o, int64_t chunk,
                 int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
-  const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous(), d_o_ = d_o.contiguous();
+  const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8), d_o_ = aligned(d_o, 8);
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2), Hkv = k.size(2);
   if (o.numel() == 0) return {at::zeros_like(q_), at::zeros_like(k_), at::zeros_like(v_)};
   if (is_flash(q, v)) return flash_backward(chunks_of(B, L, chunk), q_, k_, v_, o, lse, d_o_, scale);
@@ -224,11 +270,23 @@ Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
     cuda::row_products(pointer<T>(o), pointer<T>(d_o_), delta.numel(), o.size(3),
                        mutable_pointer<float>(delta), stream);
   });
-  for (const auto& chunks : within_memory(chunks_of(B, L, chunk))) {
-    for (int64_t h = 0; h < H; ++h) {
-      const auto of_head = [&](const at::Tensor& x) { return chunks.of(x).select(2, h); };
-      backward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, delta, of_head(d_o_),
-                    {of_head(dq), of_head(dk), of_head(dv)});
+  for (const auto& run : chunks_of(B, L, chunk)) {
+    if (is_wide(run, q, v)) {
+      launch_wide(run, q_, k_, v_, scale, true,
+                  [&](const auto& sizes, const auto& scratch, cudaStream_t stream) {
+                    cuda::wide_backward(sizes, pointer<Bfloat16>(q_), pointer<Bfloat16>(k_),
+                                        pointer<Bfloat16>(v_), pointer<float>(lse), pointer<float>(delta),
+                                        pointer<Bfloat16>(d_o_), scratch, mutable_pointer<Bfloat16>(dq),
+                                        mutable_pointer<Bfloat16>(dk), mutable_pointer<Bfloat16>(dv), stream);
+                  });
+      continue;
+    }
+    for (const auto& chunks : within_memory(run)) {
+      for (int64_t h = 0; h < H; ++h) {
+        const auto of_head = [&](const at::Tensor& x) { return chunks.of(x).select(2, h); };
+        backward_head(head_of(chunks, q_, k_, v_, h, scale), chunks, h, lse, delta, of_head(d_o_),
+                      {of_head(dq), of_head(dk), of_head(dv)});
+      }
     }
   }
   const auto of_keys = [&](const at::Tensor& x) {

@@ -36,6 +36,30 @@ template <class T>
 void row_products(const T* o, const T* d_o, std::int64_t rows, std::int64_t d, float* delta,
                   cudaStream_t stream);
 
+// Heads of 256 and values of a multiple of 256 in chunks of a multiple of 256, bfloat16, on Hopper GPUs:
+// kernels of their own. All pointers are multiples of 16 bytes.
+bool has_wide_kernels(std::int64_t key_width, std::int64_t value_width, std::int64_t length);
+
+// `heads` heads, from `first_head` on, of `count` chunks: positions first + i step .. + length - 1 of the
+// `positions` = B L of all tensors.
+struct WideSizes {
+  std::int64_t positions, count, length, first, step;
+  std::int64_t H, Hkv, first_head, heads;
+  std::int64_t dv;
+  float scale;
+};
+struct WideScratch {
+  Bfloat16 *weights, *d_scores;  // [count, heads, length, length]; d_scores: backward alone
+  float* sums;                   // [count, heads, length], forward alone
+  int* next;                     // [2]
+};
+void wide_forward(const WideSizes& sizes, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
+                  const WideScratch& scratch, Bfloat16* o, float* lse, cudaStream_t stream);
+// Gradients for each query head: dk [B L, H, dk], dv [B L, H, dv].
+void wide_backward(const WideSizes& sizes, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
+                   const float* lse, const float* delta, const Bfloat16* d_o, const WideScratch& scratch,
+                   Bfloat16* dq, Bfloat16* dk, Bfloat16* dv, cudaStream_t stream);
+
 struct CachedSizes {
   std::int64_t B, L, H, Hkv, dk, dv;
   std::int64_t C;  // slots of the cache
