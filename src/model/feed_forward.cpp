@@ -4,9 +4,9 @@
 
 #include <cmath>
 
+#include "model/gated_projection.h"
 #include "model/recomputed.h"
 #include "ops/layer_norm/layer_norm.h"
-#include "ops/swiglu/swiglu.h"
 
 namespace megalodon::model {
 
@@ -38,8 +38,8 @@ at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residu
   const auto inner = fc3.defined() ? project(u, {{fc1}, {fc3}}) : project(u, {{fc1}});  // [B, L, F]
   const auto gate = fc3.defined() ? std::optional(inner[1]) : std::nullopt;
   const Drop drop_hidden(config.hidden_dropout, dropout);
-  const auto hidden = anew.add([=, a = inner[0]] { return drop_hidden(ops::swiglu(a, gate)); });  // [B, L, F]
-  auto out = drop(project(hidden, fc2), config.dropout, dropout);                                 // [B, L, D]
+  const auto hidden_out = project_swiglu(inner[0], gate, fc2, drop_hidden);  // [B, L, D]
+  auto out = drop(hidden_out, config.dropout, dropout);
   if (alpha.defined()) out = out * alpha.to(out.scalar_type());
   return anew.until_gradient(residual + out);
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "model/gated_projection.h"
 #include "model/recomputed.h"
 #include "ops/cema/cema.h"
 #include "ops/query_key/query_key.h"
@@ -116,8 +117,7 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
   const auto o =
       attend(q, k, v, {.chunk = config.chunk_size}, config.attention_dropout, place, layer);  // [B, L, E]
   const Drop drop_gated(config.hidden_dropout, place.dropout);
-  const auto gated = anew.add([=, r = of_mx[1]] { return drop_gated(ops::swiglu(r, o)); });  // [B, L, E]
-  const auto h = of_mx[2] + project(gated, wh2);                                             // [B, L, D]
+  const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2]);  // [B, L, D]
   return anew.until_gradient(x + drop(h, config.dropout, place.dropout));
 }
 

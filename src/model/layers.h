@@ -15,7 +15,10 @@ namespace megalodon::model {
 class Drop {
  public:
   Drop(double p, DropoutKeys* keys) : p_(keys != nullptr ? p : 0), key_(p_ > 0 ? keys->next() : 0) {}
+  Drop(double p, int64_t key) : p_(p), key_(key) {}
   at::Tensor operator()(const at::Tensor& x) const;
+  double p() const { return p_; }
+  int64_t key() const { return key_; }
 
  private:
   double p_;

@@ -7,10 +7,12 @@
 
 #include "base/random.h"
 #include "base/testing.h"
+#include "model/gated_projection.h"
 #include "model/language_model.h"
 #include "model/projection.h"
 #include "model/streaming.h"
 #include "ops/cross_entropy/cross_entropy.h"
+#include "ops/swiglu/swiglu.h"
 #include "ops/testing.h"
 
 namespace megalodon::model {
@@ -314,6 +316,44 @@ TEST(Projection, KeepsTheWeightsType) {
   y.sum().backward();
   EXPECT_EQ(w.grad().scalar_type(), at::kFloat);
   EXPECT_EQ(even.grad().scalar_type(), at::kBFloat16);
+}
+
+// Drops and sums as the operators one after the other, bit for bit where nothing is added.
+TEST(Projection, OfSwigluIsItsPartsInOrder) {
+  const auto leaf = [](const at::Tensor& x) { return x.detach().clone().set_requires_grad(true); };
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const bool gated : {true, false}) {
+      for (const bool added : {true, false}) {
+        const auto of = [&](const std::vector<at::Tensor>& in, bool fused) {
+          const Drop drop(0.25, int64_t{7});
+          const auto b = gated ? std::optional(in[1]) : std::nullopt;
+          const auto sum = in[3] * 1;
+          if (fused) return project_swiglu(in[0], b, in[2], drop, added ? std::optional(sum) : std::nullopt);
+          const auto y = project(drop(ops::swiglu(in[0], b)), in[2]);
+          return added ? sum + y : y;
+        };
+        const std::vector<at::Tensor> in{
+            ops::testing::random({2, 5, 24}, type), ops::testing::random({2, 5, 24}, type),
+            ops::testing::random({16, 24}), ops::testing::random({2, 5, 16}, type)};
+        std::vector<at::Tensor> got, want;
+        for (const auto& x : in) {
+          got.push_back(leaf(x));
+          want.push_back(leaf(x));
+        }
+        const auto y = of(got, true), y_want = of(want, false), dy = ops::testing::random({2, 5, 16}, type);
+        const double rounding = !added ? 0 : type == at::kFloat ? 1e-6 : 1e-2;
+        EXPECT_LE(ops::testing::relative_error(y.detach(), y_want.detach()), rounding);
+        y.backward(dy);
+        y_want.backward(dy);
+        for (std::size_t i = 0; i < in.size(); ++i) {
+          ASSERT_EQ(got[i].grad().defined(), want[i].grad().defined());
+          if (want[i].grad().defined()) EXPECT_TRUE(at::equal(got[i].grad(), want[i].grad())) << i;
+        }
+        const at::NoGradGuard no_grad;
+        EXPECT_TRUE(at::equal(of(got, true), y));
+      }
+    }
+  }
 }
 
 TEST(Stack, IsItsModelsSideBySide) {

@@ -3,23 +3,15 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "ops/column_sum/column_sum.h"
+#include "ops/product.h"
+
 namespace megalodon::model {
 namespace {
+using ops::add_product;
+using ops::product;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// [R, in], or [K, R, in] for the weights of K models.
-at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
-  return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
-}
-
-at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-  return a.dim() == 3 ? at::bmm(a, b) : at::mm(a, b);
-}
-
-void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
-  a.dim() == 3 ? sum.baddbmm_(a, b) : sum.addmm_(a, b);
-}
 
 // `biased`: the layer of each bias, in rising order, since a list for autograd holds no undefined tensors.
 variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
@@ -39,6 +31,7 @@ variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList
 struct Projection : torch::autograd::Function<Projection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
                                at::TensorList biases, const std::vector<int64_t>& biased) {
+    const at::AutoDispatchBelowADInplaceOrView below;  // so that results may be added to in place
     variable_list saved{x};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
@@ -65,13 +58,12 @@ struct Projection : torch::autograd::Function<Projection> {
           dx = product(d, w);
       }
       if (ctx->needs_input_grad(1 + i))
-        gradients[1 + i] = product(d.transpose(-2, -1), rows_of(x, weight)).to(weight.scalar_type());
+        gradients[1 + i] = product(d.transpose(-2, -1), rows_of(x, weight), weight.scalar_type());
     }
     for (std::size_t b = 0; b < biased.size(); ++b) {
       const auto& d = dy[static_cast<std::size_t>(biased[b])];
-      const auto type = saved[1 + static_cast<std::size_t>(biased[b])].scalar_type();
       if (d.defined() && ctx->needs_input_grad(1 + layers + b))
-        gradients[1 + layers + b] = d.reshape({-1, d.size(-1)}).sum(0, /*keepdim=*/false, type);
+        gradients[1 + layers + b] = ops::column_sum(d.reshape({-1, d.size(-1)}));
     }
     if (dx.defined()) gradients[0] = dx.view(x.sizes());
     return gradients;
@@ -79,6 +71,10 @@ struct Projection : torch::autograd::Function<Projection> {
 };
 
 }  // namespace
+
+at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
+  return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
+}
 
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
   variable_list weights, biases;

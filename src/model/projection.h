@@ -12,6 +12,9 @@ struct Linear {
   at::Tensor weight, bias = {};
 };
 
+// [R, in] of x [..., in], or [K, R, in] for the weights of K models.
+at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight);
+
 // x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
 // are cast to for a product is not kept for the backward pass.
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});

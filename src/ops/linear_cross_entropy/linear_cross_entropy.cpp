@@ -7,6 +7,7 @@
 
 #include "ops/check.h"
 #include "ops/cross_entropy/cross_entropy.h"
+#include "ops/product.h"
 #include "ops/registered.h"
 
 namespace megalodon::ops {
@@ -42,17 +43,6 @@ at::Tensor logit_gradients(const at::Tensor& logits, const at::Tensor& targets, 
   return op.call(logits, targets, nll, d_nll);
 }
 
-// sum += a^T b in float32. sum [V, D], a [n, V], b [n, D].
-void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
-  if (a.scalar_type() == at::kFloat) {
-    sum.addmm_(a.t(), b);
-  } else if (a.is_cuda()) {
-    sum.add_(at::bmm(a.t().unsqueeze(0), b.unsqueeze(0), at::kFloat).squeeze(0));
-  } else {  // here a product of bfloat16 is rounded, once for each block
-    sum.add_(at::mm(a.t(), b));
-  }
-}
-
 struct Losses {
   at::Tensor mean;                // [K]
   at::Tensor d_hidden, d_weight;  // of each model's mean; undefined unless wanted
@@ -83,7 +73,7 @@ Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Ten
       const auto d_logits = logit_gradients(logits, target, block_nll, block(d_nll));
       auto d_x = block(result.d_hidden);
       at::mm_out(d_x, d_logits, weight);
-      add_product(result.d_weight[k], d_logits, x);
+      add_product(result.d_weight[k], d_logits.t(), x);
     }
   }
   result.mean = nll.view({K, each}).sum(1) / counted;
@@ -103,8 +93,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const auto &d_hidden = saved[0], &d_weight = saved[1];
     const int64_t K = d_weight.size(0), N = d_hidden.size(0), D = d_hidden.size(1);
     const auto of_model = upstream[0].view({K, 1, 1});
-    const auto rows = d_hidden.view({K, N / K, D}) * of_model;
-    return {rows.to(d_hidden.scalar_type()).view({N, D}), d_weight * of_model, {}, {}};
+    auto rows = at::empty_like(d_hidden).view({K, N / K, D});
+    at::mul_out(rows, d_hidden.view({K, N / K, D}), of_model);
+    return {rows.view({N, D}), d_weight * of_model, {}, {}};
   }
 };
 

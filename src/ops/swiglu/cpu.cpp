@@ -36,24 +36,26 @@ void forward(const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, T* HWY_RESTRICT y
 
 // d silu(a)/da = s (1 + a (1 - s)) with s = sigmoid(a).
 struct Gradients {
-  FloatVec da, db;
+  FloatVec da, db, y;
 };
 HWY_INLINE Gradients backward_one(FloatVec a, FloatVec b, FloatVec dy) {
   const auto one = hn::Set(kFloat, 1.0f);
   const auto s = sigmoid(a);
   const auto slope = hn::Mul(s, hn::MulAdd(a, hn::Sub(one, s), one));
-  return {hn::Mul(dy, hn::Mul(b, slope)), hn::Mul(dy, hn::Mul(a, s))};
+  const auto silu = hn::Mul(a, s);
+  return {hn::Mul(dy, hn::Mul(b, slope)), hn::Mul(dy, silu), hn::Mul(silu, b)};
 }
 
 template <class T>
 void backward(const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const T* HWY_RESTRICT dy, T* HWY_RESTRICT da,
-              T* HWY_RESTRICT db, std::int64_t begin, std::int64_t end) {
+              T* HWY_RESTRICT db, T* HWY_RESTRICT y, std::int64_t begin, std::int64_t end) {
   const auto one = hn::Set(kFloat, 1.0f);
   std::int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes) {
     const auto g = backward_one(load(a + i), b != nullptr ? load(b + i) : one, load(dy + i));
     store(g.da, da + i);
     if (b != nullptr) store(g.db, db + i);
+    if (y != nullptr) store(g.y, y + i);
   }
   if (i < end) {
     const std::int64_t n = end - i;
@@ -61,6 +63,7 @@ void backward(const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const T* HWY_RES
         backward_one(load_some(a + i, n), b != nullptr ? load_some(b + i, n) : one, load_some(dy + i, n));
     store_some(g.da, da + i, n);
     if (b != nullptr) store_some(g.db, db + i, n);
+    if (y != nullptr) store_some(g.y, y + i, n);
   }
 }
 
@@ -82,17 +85,17 @@ void swiglu_forward(const T* a, const T* b, T* y, std::int64_t n) {
 }
 
 template <class T>
-void swiglu_backward(const T* a, const T* b, const T* dy, T* da, T* db, std::int64_t n) {
+void swiglu_backward(const T* a, const T* b, const T* dy, T* da, T* db, T* y, std::int64_t n) {
   const auto kernel = MEGALODON_DISPATCH(backward<T>);
   parallel_for(n, kGrain,
-               [&](std::int64_t begin, std::int64_t end) { kernel(a, b, dy, da, db, begin, end); });
+               [&](std::int64_t begin, std::int64_t end) { kernel(a, b, dy, da, db, y, begin, end); });
 }
 
 template void swiglu_forward(const float*, const float*, float*, std::int64_t);
 template void swiglu_forward(const Bfloat16*, const Bfloat16*, Bfloat16*, std::int64_t);
-template void swiglu_backward(const float*, const float*, const float*, float*, float*, std::int64_t);
+template void swiglu_backward(const float*, const float*, const float*, float*, float*, float*, std::int64_t);
 template void swiglu_backward(const Bfloat16*, const Bfloat16*, const Bfloat16*, Bfloat16*, Bfloat16*,
-                              std::int64_t);
+                              Bfloat16*, std::int64_t);
 
 }  // namespace megalodon::ops::cpu
 #endif

@@ -11,6 +11,7 @@ namespace megalodon::ops::cuda {
 template <class T>
 void swiglu_forward(const T* a, const T* b, T* y, std::int64_t n, cudaStream_t stream);
 template <class T>
-void swiglu_backward(const T* a, const T* b, const T* dy, T* da, T* db, std::int64_t n, cudaStream_t stream);
+void swiglu_backward(const T* a, const T* b, const T* dy, T* da, T* db, T* y, std::int64_t n,
+                     cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

@@ -26,6 +26,24 @@ TEST(Swiglu, GradientsMeetFiniteDifferences) {
   testing::expect_gradients([](const auto& x) { return at::TensorList({swiglu(x[0], x[1])}).vec(); }, {a, b});
 }
 
+TEST(Swiglu, GradientsComeWithTheValue) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const bool gated : {true, false}) {
+      const auto a = testing::random({7, 333}, type).set_requires_grad(true),
+                 b = testing::random({7, 333}, type).set_requires_grad(true),
+                 dy = testing::random({7, 333}, type);
+      const auto factor = gated ? std::optional(b) : std::nullopt;
+      const auto y = swiglu(a, factor);
+      y.backward(dy);
+      const auto got = swiglu_gradients(a.detach(), gated ? std::optional(b.detach()) : std::nullopt, dy);
+      EXPECT_TRUE(at::equal(got.y, y));
+      EXPECT_TRUE(at::equal(got.da, a.grad()));
+      EXPECT_EQ(got.db.defined(), gated);
+      if (gated) EXPECT_TRUE(at::equal(got.db, b.grad()));
+    }
+  }
+}
+
 TEST(Swiglu, NamesWhatDoesNotFit) {
   testing::expect_error([] { swiglu(at::zeros({2, 3}), at::zeros({3, 2})); },
                         "[swiglu] b: expected shape [2, 3], got [3, 2]");

@@ -1,0 +1,17 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "model/layers.h"
+
+namespace megalodon::model {
+
+// drop(silu(a) b) W^T, or drop(silu(a)) W^T without b; a, b [..., F], weight [D, F] as in project(). With
+// `onto` [..., D] that is added, in its memory: it must be the result of a function that does not keep it.
+// What is projected is not kept for the backward pass, which has it from the kernel of the activation's
+// gradients.
+at::Tensor project_swiglu(const at::Tensor& a, const std::optional<at::Tensor>& b, const at::Tensor& weight,
+                          const Drop& drop, const std::optional<at::Tensor>& onto = {});
+
+}  // namespace megalodon::model

@@ -1,0 +1,31 @@
+#include "ops/column_sum/cuda.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "ops/cuda_launch.h"
+
+namespace megalodon::ops {
+namespace {
+
+// In two steps: blocks of rows, then over the blocks.
+at::Tensor column_sum(const at::Tensor& x) {
+  const int64_t R = x.size(0), D = x.size(1);
+  const auto number = x.options().dtype(at::kFloat);
+  if (x.numel() == 0) return at::zeros({D}, number);
+  const int64_t rows = std::max<int64_t>(128, (R + 1023) / 1024), blocks = (R + rows - 1) / rows;
+  const auto x_ = x.contiguous(), partial = at::empty({blocks, D}, number), sum = at::empty({D}, number);
+  launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
+    cuda::column_sums(pointer<T>(x_), R, D, rows, mutable_pointer<float>(partial), stream);
+    cuda::column_sums(pointer<float>(partial), blocks, D, blocks, mutable_pointer<float>(sum), stream);
+  });
+  return sum;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
+  m.impl("column_sum", &column_sum);
+}
+
+}  // namespace megalodon::ops
