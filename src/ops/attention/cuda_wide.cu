@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <iterator>
+#include <stdexcept>
 
-#include "base/error.h"
 #include "ops/attention/cuda.h"
 #include "ops/cuda_device.h"
 #include "ops/cuda_hopper.h"
@@ -557,8 +557,7 @@ CUtensorMap matrix_map(const Bfloat16* matrix, std::int64_t rows, std::int64_t c
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bfloat16*>(matrix), sizes, strides, box,
              steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
-    fail_work("the GPU's driver described no tensor to the copy engine", "attention",
-              "update the driver to one of CUDA 12 or newer");
+    throw std::runtime_error("attention: the GPU's driver described no tensor to the copy engine");
   }
   return map;
 }
