@@ -92,7 +92,8 @@ Gradients backward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q
   const auto [B, L, D, N] = a.shape;
   const auto dy_ = aligned(dy, 16 / dy.element_size()), dx = at::empty_like(a.x);
   const auto cut = a.has_rest() ? cuda::cema_cut(a.shape, a.first) : cuda::CemaCut{0, 0};
-  const int64_t tile_rows = a.has_tiles() ? B : 0, rows = tile_rows + B * cut.segments;
+  const int64_t tile_rows = a.has_tiles() ? cuda::cema_block_groups(a.shape) : 0,
+                rows = tile_rows + B * cut.segments;
   const auto sums = at::empty({5 * N + 1, rows, D}, a.p.options()), dh0 = a.states(1);
   auto after =
       dh_last ? plain(*dh_last) : at::Tensor();  // the gradient of the state after what is left to do

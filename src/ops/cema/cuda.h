@@ -41,13 +41,16 @@ void cema_backward(const CemaShape& shape, std::int64_t first, const CemaCoeffic
 // On the tensor cores: the first L / kCemaTile tiles of steps of bfloat16 sequences whose D is a multiple of
 // kCemaTileFeatures, with N <= kMostBlockComponents; arrays at multiples of 16 bytes.
 inline constexpr std::int64_t kCemaTile = 512, kCemaTileFeatures = 16, kMostBlockComponents = 16;
+// Groups of sequences that run side by side.
+std::int64_t cema_block_groups(const CemaShape& shape);
 // y (null: not wanted) from x; backwards, dx from dy, the carried states being gradients of states. carry_in,
 // carry_out [B, D, N, 2] or null; tile_state [B, tiles, D, N, 2] or null: what is carried into each tile.
 void cema_blocks(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x, bool backwards,
                  const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y,
                  cudaStream_t stream);
-// The gradients of the coefficients over the tiles, as the rows b of CemaBackwardWork::sums, [5 N + 1, rows,
-// D], from the states that the backwards cema_blocks carried into each tile.
+// The gradients of the coefficients over the tiles, as the first cema_block_groups rows of
+// CemaBackwardWork::sums, [5 N + 1, rows, D], from the states that the backwards cema_blocks carried into
+// each tile.
 void cema_blocks_gradients(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x,
                            const Bfloat16* dy, const float* tile_gradient, std::int64_t rows, float* sums,
                            cudaStream_t stream);

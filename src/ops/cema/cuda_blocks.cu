@@ -2,23 +2,39 @@
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
 
-// CEMA in blocks of kBlock steps on the tensor cores. A warp has one feature of one sequence and goes through
-// its time, a tile of kBlocks blocks at a time. With X [blocks, steps] the tile's inputs, three products of
-// small matrices:
+// CEMA in blocks of kBlock steps on the tensor cores. A warp has one feature of some sequences and goes
+// through their time, a tile of kBlocks blocks at a time. With X [blocks, steps] the tile's inputs, three
+// products of small matrices:
 //   S = X Q,            what each block adds to the state:    Q [step i, n] = p_n q_n^(kBlock - 1 - i)
-//   h' = q^kBlock h + S, the states from block to block: a scan over the lanes, in float32
-//   Y = X K + H E,       H [blocks, n] the states before each block, E [n, step j] = eta_n q_n^(j + 1),
-//                        K [i, j] = k_(j - i), k_l = Re(sum_n p_n eta_n q_n^l), k_0 with omega added.
-// Complex states are pairs of real columns. Products are tf32: X is bfloat16 and so exact, the others have 11
-// bits. Backwards in time the same gives dx from dy: with conj(q), with conj(eta) in the place of p and p in
-// that of eta, and the power one more in Q and one less in E, since what is carried is conj(q) times the
-// gradient of the state.
+//   h' = q^kBlock h + S, the states from block to block: a scan in float32
+//   Y = X K + H E,      H [blocks, n] the states before each block, E [n, step j] = eta_n q_n^(j + 1),
+//                       K [i, j] = k_(j - i), k_l = Re(sum_n p_n eta_n q_n^l), k_0 with omega added.
+// Complex states are pairs of real columns. X is bfloat16, and Q and K are sums of two bfloat16 matrices; H
+// and E are tf32. Backwards in time the same gives dx from dy, with the transposed of K,
+//   Q [step i, n] = conj(eta_n q_n^(i + 1)),    E [n, step j] = p_n conj(q_n)^(kBlock - 1 - j):
+// the state that is carried is the gradient of h.
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kWarps = 8;  // of a block, two of which run side by side: one computes while the other waits
-constexpr int kThreads = 32 * kWarps;
-constexpr int kStages = 4;  // tiles in memory: one at work, the others on their way
+constexpr int kBlocks = 32, kSteps = kBlocks * kBlock, kRun = 4;  // blocks that follow each other in a lane
+constexpr int kPowers = 3;                                        // 8 lanes of kRun blocks
+
+struct Memory {
+  // Q, 8 columns at a time: of the upper and the lower 16 steps the high, then the low part.
+  uint4 q[kFeatures][8][32];
+  // E, 4 components at a time: of the first and the last two times 8 steps the real and the imaginary part.
+  float4 e[kFeatures][8][32];
+  Tile<kSteps>::Memory tile;
+  Pair powers[kFeatures][kPowers][kComponents];
+  float kernel[kFeatures][kBlock];
+  CoefficientMemory coefficients;
+};
+
+// a and b as sums of two bfloat16 numbers each, packed.
+__device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
+  high = pack(a, b);
+  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
+}
 
 // The coefficients of one feature, in the direction of time that is gone through.
 template <bool kBack>
@@ -27,142 +43,329 @@ struct Feature {
   const Pair *q, *eta;
   float omega;
 
-  __device__ Pair decay(int n) const { return {q[n].re, kBack ? -q[n].im : q[n].im}; }
-  __device__ Pair in(int n) const { return kBack ? Pair{eta[n].re, -eta[n].im} : Pair{p[n], 0}; }
+  __device__ Pair decay(int n) const { return kBack ? conjugate(q[n]) : q[n]; }
+  __device__ Pair in(int n) const { return kBack ? conjugate(eta[n]) : Pair{p[n], 0}; }
   __device__ Pair out(int n) const { return kBack ? Pair{p[n], 0} : eta[n]; }
-  __device__ float kernel(int l) const {  // k_l
-    float sum = l == 0 ? omega : 0;
-#pragma unroll 4
-    for (int n = 0; n < kMostBlockComponents; ++n) sum += p[n] * multiply(eta[n], power(q[n], l)).re;
-    return sum;
-  }
 };
 
-// Fragments of the right-hand matrices that a lane holds, as mma.sync wants them.
-struct Matrices {
-  float2 q[4][4];  // Q: 8 steps x 8 columns at a time
-  float2 k[4];     // K: by the distance of the 8 steps to the 8 steps
-  Pair decay[4];   // q^kBlock of the lane's components 4 i + lane % 4
+// What a lane keeps in registers.
+struct Fragments {
+  std::uint32_t k_high[4], k_low[4];  // K by its distances from the diagonal, 8 at a time
+  Pair decay[4];                      // q^kBlock of components 4 i + lane % 4
+};
 
-  template <bool kBack>
-  __device__ Matrices(const Feature<kBack>& f, int lane, float* kernel, float4* e) {
-    const int row = lane / 4, column = lane % 4;
-    for (int l = lane; l < kBlock; l += 32) kernel[l] = f.kernel(l);
-    __syncwarp();
+template <bool kBack>
+__device__ void make_q(const Feature<kBack>& f, int lane, uint4 (&to)[8][32]) {
+  const int row = lane / 4, column = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // Column `row`, component 4 i + row / 2, real or imaginary, for steps 2 column, 2 column + 1 of every 8.
+    const int n = 4 * i + row / 2;
+    const Pair q = f.decay(n), q8 = power(q, 8);
+    Pair less = multiply(f.in(n), power(q, kBack ? 2 * column + 1 : 6 - 2 * column));
+    std::uint32_t high[4], low[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const Pair more = multiply(less, q), first = kBack ? less : more, second = kBack ? more : less;
+      const int eighth = kBack ? j : 3 - j;
+      split(row % 2 == 0 ? first.re : first.im, row % 2 == 0 ? second.re : second.im, high[eighth],
+            low[eighth]);
+      less = multiply(less, q8);
+    }
+    to[2 * i][lane] = {high[0], high[1], low[0], low[1]};
+    to[2 * i + 1][lane] = {high[2], high[3], low[2], low[3]};
+  }
+}
+
+template <bool kBack>
+__device__ void make_e(const Feature<kBack>& f, int lane, float4 (&to)[8][32]) {
+  const int row = lane / 4, column = lane % 4;
+  const auto rounded = [](float x) { return __uint_as_float(to_tf32(x)); };
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int n = 4 * i + column;  // for step `row` of every 8
+    const Pair q = f.decay(n), q8 = power(q, 8);
+    Pair now = multiply(f.out(n), power(q, kBack ? 7 - row : row + 1));
+    float re[4], im[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int eighth = kBack ? 3 - j : j;
+      re[eighth] = rounded(now.re), im[eighth] = rounded(-now.im);
+      now = multiply(now, q8);
+    }
+    to[2 * i][lane] = {re[0], im[0], re[1], im[1]};
+    to[2 * i + 1][lane] = {re[2], im[2], re[3], im[3]};
+  }
+}
+
+// k_l of lags row + 8 j, into shared memory.
+template <bool kBack>
+__device__ void make_kernel(const Feature<kBack>& f, int lane, float (&to)[kBlock]) {
+  const int row = lane / 4, column = lane % 4;
+  float sum[4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int n = 4 * i + column;
+    const Pair q = f.q[n], q8 = power(q, 8);
+    Pair now = multiply(f.eta[n], power(q, row));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      sum[j] += f.p[n] * now.re;
+      now = multiply(now, q8);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    sum[j] += __shfl_xor_sync(~0u, sum[j], 1);
+    sum[j] += __shfl_xor_sync(~0u, sum[j], 2);
+    if (column == 0) to[row + 8 * j] = sum[j] + (row + j == 0 ? f.omega : 0);
+  }
+  __syncwarp();
+}
+
+template <bool kBack>
+__device__ Fragments make_matrices(const Feature<kBack>& f, int warp, int lane, Memory& memory) {
+  const int row = lane / 4, column = lane % 4;
+  Fragments to;
+  make_q(f, lane, memory.q[warp]);
+  make_e(f, lane, memory.e[warp]);
+  float (&kernel)[kBlock] = memory.kernel[warp];
+  make_kernel(f, lane, kernel);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // Steps 2 column, 2 column + 1 in the one direction, `row` in the other.
+    const int lag = 8 * i + (kBack ? 2 * column - row : row - 2 * column);
+    const auto at = [&](int l) { return l >= 0 ? kernel[l] : 0; };
+    split(at(lag), at(kBack ? lag + 1 : lag - 1), to.k_high[i], to.k_low[i]);
+    Pair powers[kPowers];
+    make_decays<kRun>(f.decay(4 * i + column), to.decay[i], powers);
+    if (row == 0) {
+#pragma unroll
+      for (int j = 0; j < kPowers; ++j) memory.powers[warp][j][4 * i + column] = powers[j];
+    }
+  }
+  __syncwarp();
+  return to;
+}
+
+// A feature of a tile: addresses of its rows of blocks as left-hand matrices, and what is done with them. Row
+// r of the halves h of two matrices m is block 4 r + 2 m + h in the direction of time.
+template <bool kBack>
+struct Work {
+  const Memory& memory;
+  const Fragments& fragments;
+  int warp, lane;
+  std::uint32_t first;
+
+  __device__ Work(const Memory& memory_in, const Fragments& fragments_in, const Tile<kSteps>& tile)
+      : memory(memory_in), fragments(fragments_in), warp(tile.warp), lane(tile.lane) {
+    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
+    first = tile.column(warp) + (kBack ? 7 - row : row) * Tile<kSteps>::kFourBlocks +
+            (kBack ? 1 - half : half) * 2 * kBlock + 16 * eighth;
+  }
+  __device__ std::uint32_t rows(int matrix) const {
+    return first + (kBack ? 1 - matrix : matrix) * 4 * kBlock;
+  }
+
+  __device__ void read(std::uint32_t (&x)[2][2][4]) const {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) load_matrices<false>(x[m][k], rows(m) + 32 * k);
+    }
+  }
+  // What each block adds to components 4 i + lane % 4.
+  __device__ void add_to_states(const std::uint32_t (&x)[2][2][4], Pair (&s)[4][kRun]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // Column `row` of Q's columns 8 i ..: component 4 i + row / 2, real or imaginary.
-      const int n = 4 * i + row / 2;
-      const Pair q_n = f.decay(n), q4 = power(q_n, 4);
-      Pair now = multiply(f.in(n), power(q_n, 3 - column + (kBack ? 1 : 0)));  // step kBlock - 4 + column
+      float sum[2][4] = {};
 #pragma unroll
-      for (int s = 7; s >= 0; --s) {
-        (s % 2 == 0 ? q[s / 2][i].x : q[s / 2][i].y) = to_tf32(row % 2 == 0 ? now.re : now.im);
-        now = multiply(now, q4);
-      }
-      // Rows of E: component 4 i + column, for steps row + 8 j.
-      const int m = 4 * i + column;
-      const Pair q_m = f.decay(m), q8 = power(q_m, 8);
-      Pair there = multiply(f.out(m), power(q_m, row + (kBack ? 0 : 1)));
-      float e_re[4], e_im[4];
+      for (int k = 0; k < 2; ++k) {
+        const uint4 q = memory.q[warp][2 * i + k][lane];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        e_re[j] = to_tf32(there.re), e_im[j] = to_tf32(-there.im);
-        there = multiply(there, q8);
+        for (int m = 0; m < 2; ++m) {
+          multiply_add(sum[m], x[m][k], q.x, q.y);
+          multiply_add(sum[m], x[m][k], q.z, q.w);
+        }
       }
-      e[(2 * i) * 32 + lane] = {e_re[0], e_im[0], e_re[1], e_im[1]};
-      e[(2 * i + 1) * 32 + lane] = {e_re[2], e_im[2], e_re[3], e_im[3]};
-      decay[i] = power_in_double(q_m, kBlock);
-      const int near = row - column + 8 * i;
-      k[i] = {near >= 0 ? to_tf32(kernel[near]) : 0, near >= 4 ? to_tf32(kernel[near - 4]) : 0};
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+        s[i][2 * m] = {sum[m][0], sum[m][1]}, s[i][2 * m + 1] = {sum[m][2], sum[m][3]};
+    }
+  }
+  __device__ void scan(Pair (&s)[4][kRun], Pair (&end)[4]) const {
+    Pair powers[kPowers][4];
+#pragma unroll
+    for (int j = 0; j < kPowers; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) powers[j][i] = memory.powers[warp][j][4 * i + lane % 4];
+    }
+    scan_blocks<4, 8, false>(s, fragments.decay, powers, end, lane);
+  }
+  // y += X K for 8 steps.
+  __device__ void add_lags(const std::uint32_t (&x)[2][2][4], int column, float (&y)[2][4]) const {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int upper = kBack ? 2 * k - column : column - 2 * k, lower = kBack ? upper + 1 : upper - 1;
+      if (upper < 0 && lower < 0) continue;
+      const auto part = [&](const std::uint32_t (&of)[4], int distance) {
+        return distance < 0 ? 0 : of[distance];
+      };
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        multiply_add(y[m], x[m][k], part(fragments.k_high, upper), part(fragments.k_high, lower));
+        multiply_add(y[m], x[m][k], part(fragments.k_low, upper), part(fragments.k_low, lower));
+      }
+    }
+  }
+  // The outputs in the place of the inputs.
+  __device__ void write_outputs(const std::uint32_t (&x)[2][2][4], const Pair (&s)[4][kRun]) const {
+    std::uint32_t h[2][4][4];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Pair upper = s[i][2 * m], lower = s[i][2 * m + 1];
+        h[m][i][0] = to_tf32(upper.re), h[m][i][1] = to_tf32(lower.re);
+        h[m][i][2] = to_tf32(upper.im), h[m][i][3] = to_tf32(lower.im);
+      }
+    }
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {  // 16 steps
+      float y[2][2][4] = {};
+#pragma unroll
+      for (int column = 0; column < 2; ++column) add_lags(x, 2 * pair + column, y[column]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float4 e = memory.e[warp][2 * i + pair][lane];
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply_add_tf32(y[0][m], h[m][i], e.x, e.y);
+          multiply_add_tf32(y[1][m], h[m][i], e.z, e.w);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const std::uint32_t words[4] = {pack(y[0][m][0], y[0][m][1]), pack(y[0][m][2], y[0][m][3]),
+                                        pack(y[1][m][0], y[1][m][1]), pack(y[1][m][2], y[1][m][3])};
+        store_matrices<false>(words, rows(m) + 32 * pair);
+      }
     }
   }
 };
 
-// Outputs of the whole tiles of features blockIdx.x * kWarps .. of sequence blockIdx.y, from the carried
-// state on. tile_state [B, tiles, D, N, 2] or null: what is carried into each tile.
+// The tiles of sequences first, first + apart, .. in turn, the last one of a sequence perhaps half a tile.
 template <bool kBack>
-__global__ void __launch_bounds__(kThreads, 2)
-    outputs(CemaShape s, CemaCoefficients c, const Bfloat16* x, std::int64_t tiles, const float* carry_in,
+struct Walk {
+  int sequence, apart, halves, tile = 0;
+
+  __device__ int first_half() const { return 2 * tile; }  // in the direction of time
+  __device__ bool is_last() const { return first_half() + 2 >= halves; }
+  __device__ bool is_half() const { return first_half() + 1 == halves; }
+  __device__ int actual(int half) const { return kBack ? halves - 1 - half : half; }
+  __device__ std::int64_t first_step() const {
+    return kCemaTile * actual(first_half() + (kBack ? 1 : 0));  // may lie before the sequence
+  }
+  // Whether the steps of a warp are there.
+  __device__ bool has(int warp) const { return !is_half() || (warp < kFeatures / 2) != kBack; }
+  __device__ void next() {
+    const bool end = is_last();
+    tile = end ? 0 : tile + 1;
+    sequence += end ? apart : 0;
+  }
+};
+
+// Outputs over `halves` times kCemaTile steps of features 16 blockIdx.x .. of sequences blockIdx.y,
+// blockIdx.y + gridDim.y, .., from the carried state on. tile_state [B, halves, D, N, 2] or null.
+template <bool kBack>
+__global__ void __launch_bounds__(kThreads, 1)
+    outputs(CemaShape s, CemaCoefficients c, const Bfloat16* x, int halves, const float* carry_in,
             float* carry_out, float* tile_state, Bfloat16* y) {
-  extern __shared__ float4 shared[];
-  auto* const buffers = reinterpret_cast<std::uint32_t*>(shared + kWarps * 8 * 32);  // a tile each
-  float4* const e = shared + static_cast<int>(threadIdx.x) / 32 * 8 * 32;
-  __shared__ float kernels[kWarps][kBlock];
-  __shared__ CoefficientMemory<kWarps> coefficients;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t b = blockIdx.y, first_feature = std::int64_t{blockIdx.x} * kWarps,
-                     d = first_feature + warp;
-  const int N = static_cast<int>(s.N);
+  extern __shared__ uint4 shared[];
+  Memory& memory = *reinterpret_cast<Memory*>(shared);
+  const Tile<kSteps> tile(memory.tile);
+  const int warp = tile.warp, lane = tile.lane, N = static_cast<int>(s.N);
+  const std::int64_t first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
+  const auto offset = [&](const Walk<kBack>& at) {
+    return (at.sequence * s.L + at.first_step()) * s.D + first_feature;
+  };
+  Walk<kBack> coming{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves}, now = coming;
+  const auto fetch = [&] {
+    if (coming.sequence < s.B && coming.has(warp)) tile.fetch(x + offset(coming), s.D);
+    coming.next();
+  };
+  fetch();
+  CoefficientMemory& coefficients = memory.coefficients;
   coefficients.read(s, c, first_feature);
   const Feature<kBack> feature{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp],
                                c.omega[d]};
-  const Matrices m(feature, lane, kernels[warp], e);
-  using Words = TileWords<kWarps>;
-  const TileMemory<kWarps> memory{s.L, s.D, b, first_feature};
-  const auto actual = [&](std::int64_t i) { return kBack ? tiles - 1 - i : i; };
+  const Fragments fragments = make_matrices(feature, warp, lane, memory);
+  const Work<kBack> work(memory, fragments, tile);
 
-  State carry(N, lane, carry_in, b * s.D + d);
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (i < tiles) memory.template fetch<kThreads>(x, actual(i), buffers + i * Words::kAll);
-    commit_copies();
-  }
-  for (std::int64_t i = 0; i < tiles; ++i) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();  // this tile is there, and the last one's buffer has been written out
-    if (i + kStages - 1 < tiles)
-      memory.template fetch<kThreads>(x, actual(i + kStages - 1),
-                                      buffers + (i + kStages - 1) % kStages * Words::kAll);
-    commit_copies();
-    auto* const tile = buffers + i % kStages * Words::kAll;
-    if (tile_state != nullptr) carry.write(N, lane, tile_state, (b * tiles + actual(i)) * s.D + d);
-    Rows<kWarps> in;
-    in.template read<kBack>(tile, warp, lane);
-    float states[4][4] = {};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-#pragma unroll
-      for (int column = 0; column < 4; ++column) multiply_add(states[column], in.of[k], m.q[k][column]);
-    }
-    scan_blocks<false>(states, m.decay, carry, lane);
-    __syncwarp();  // all lanes have read the feature that the results replace
-#pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {  // two columns side by side
-      float out[2][4] = {};
-#pragma unroll
-      for (int k = 0; k <= 2 * pair + 1; ++k) {
-        if (k <= 2 * pair) multiply_add(out[0], in.of[k], m.k[2 * pair - k]);
-        multiply_add(out[1], in.of[k], m.k[2 * pair + 1 - k]);
-      }
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        // Columns of the states in the order real, imaginary: rows i, i + 4 of E.
-        const std::uint32_t left[4] = {tf32_bits(states[k][0]), tf32_bits(states[k][2]),
-                                       tf32_bits(states[k][1]), tf32_bits(states[k][3])};
-        const float4 right = e[(2 * k + pair) * 32 + lane];
-        multiply_add(out[0], left, {right.x, right.y});
-        multiply_add(out[1], left, {right.z, right.w});
-      }
-      write_columns<kWarps, kBack>(out[0], 2 * pair, tile, warp, lane);
-      write_columns<kWarps, kBack>(out[1], 2 * pair + 1, tile, warp, lane);
-    }
+  Bfloat16* to = nullptr;  // where the warp's steps of the columns go
+  Pair end[4];
+  for (; now.sequence < s.B; now.next()) {
+    const std::int64_t row = now.sequence * s.D + d;
+    if (now.tile == 0) read_state<4, 4>(end, lane % 4, N, carry_in, row);
+    wait_for_copies();
+    __syncthreads();  // the columns have the last tile's outputs
+    if (to != nullptr) tile.write(to, s.D);
+    tile.to_columns();
+    __syncwarp();
+    fetch();
     __syncthreads();
-    if (y != nullptr) memory.template write<kThreads>(tile, actual(i), y);
+    std::uint32_t in[2][2][4];
+    work.read(in);
+    Pair states[4][kRun];
+    work.add_to_states(in, states);
+    work.scan(states, end);
+    const auto put = [&](float* state, std::int64_t of, const Pair& value, int n) {
+      if (n < N) *reinterpret_cast<Pair*>(state + (of * N + n) * 2) = value;
+    };
+    const int half = lane / 16;
+    if (tile_state != nullptr && lane / 4 % 4 == 0 && !(half == 1 && now.is_half())) {
+      const std::int64_t of =
+          (std::int64_t{now.sequence} * halves + now.actual(now.first_half() + half)) * s.D + d;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) put(tile_state, of, states[i][0], 4 * i + lane % 4);
+    }
+    if (carry_out != nullptr && now.is_last() && lane / 4 == (now.is_half() ? 3 : 7)) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) put(carry_out, row, end[i], 4 * i + lane % 4);
+    }
+    to = nullptr;
+    if (y == nullptr) continue;
+    work.write_outputs(in, states);
+    if (now.has(warp)) to = y + offset(now);
   }
-  carry.write(N, lane, carry_out, b * s.D + d);
+  __syncthreads();
+  if (to != nullptr) tile.write(to, s.D);
 }
 
 }  // namespace
 
+// As many as end soonest on a large device, where a thread block has a multiprocessor for itself and prepares
+// for as long as kPrepared tiles take.
+std::int64_t cema_block_groups(const CemaShape& s) {
+  constexpr std::int64_t kMultiprocessors = 132, kPrepared = 4;
+  const std::int64_t tiles = ceil_div(s.L, kSteps);
+  std::int64_t best = 1, least = 0;
+  for (std::int64_t groups = 1; groups <= s.B; ++groups) {
+    const std::int64_t waves = ceil_div(s.D / kFeatures * groups, kMultiprocessors);
+    const std::int64_t time = waves * (kPrepared + ceil_div(s.B, groups) * tiles);
+    if (groups == 1 || time < least) best = groups, least = time;
+  }
+  return best;
+}
+
 void cema_blocks(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x, bool backwards,
                  const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y,
                  cudaStream_t stream) {
-  const std::size_t shared =
-      kWarps * 8 * 32 * sizeof(float4) + kStages * TileWords<kWarps>::kAll * sizeof(std::uint32_t);
   const auto kernel = backwards ? outputs<true> : outputs<false>;
-  allow_shared_memory(kernel, shared);
-  const dim3 grid(static_cast<unsigned>(s.D / kWarps), static_cast<unsigned>(s.B));
-  kernel<<<grid, kThreads, shared, stream>>>(s, c, x, s.L / kCemaTile, carry_in, carry_out, tile_state, y);
+  allow_shared_memory(kernel, sizeof(Memory));
+  const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
+  kernel<<<grid, kThreads, sizeof(Memory), stream>>>(s, c, x, static_cast<int>(s.L / kCemaTile), carry_in,
+                                                     carry_out, tile_state, y);
 }
 
 }  // namespace megalodon::ops::cuda

@@ -2,282 +2,301 @@
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
 
-// Gradients of CEMA's coefficients in blocks on the tensor cores (cuda_blocks.cu has the notation). Over all
-// blocks r of a feature, with h the state before a block, g the gradient of that after it, and step i, j
-// within it:
-//   U [i, n] = sum_r g x_i,    V [j, n] = sum_r dy_j h,    W [j, i] = sum_r dy_j x_i,    A [n] = sum_r g
-//   conj(h).
-// They are the gradients of p q^(kBlock - 1 - i), of conj(eta q^(j + 1)), of k_(j - i) and of q^kBlock, and
-// those of p, q, eta and omega follow at the end. The blocks' states come from a scan forwards, their
-// gradients from one backwards from what was carried into the tile.
+// Gradients of CEMA's coefficients in blocks on the tensor cores. Of a block of kBlock steps, with h the
+// state before it and g the gradient of that after it,
+//   h' = q^kBlock h + s,              s = sum_i p q^(kBlock - 1 - i) x_i,
+//   y_j = Re(eta q^(j + 1) h) + ..,   g' = conj(q)^kBlock g + r,    r = sum_j conj(eta q^(j + 1)) dy_j,
+// so that, with s' and r' the derivatives of the sums' coefficients by q and conj(q), the block adds
+//   Re(g conj(s)) / p to dp,    conj(h) r / conj(eta) to deta,
+//   kBlock conj(q^(kBlock - 1)) g conj(h) + g conj(s') + conj(h) r' to dq,
+// and through k_l = Re(sum_n p_n eta_n q_n^l) what follows from dk_l = sum_j dy_j x_(j - l). s, s', r and r'
+// are products of small matrices, dk_l the diagonals of one over the blocks; h and g come from scans forwards
+// and, from what was carried into the tile, backwards. Products are bfloat16: what rounding the powers of q
+// adds is of the size of what rounded x and dy.
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kFeatures = 8;  // a warp each
-constexpr int kThreads = 32 * kFeatures;
-constexpr int kStages = 3;
-constexpr int kScratchRow =
-    40;  // floats from block to block of a matrix [blocks, 32 columns] in scratch memory
-using Words = TileWords<kFeatures>;
+constexpr int kSteps = static_cast<int>(kCemaTile), kRun = 4;  // blocks that follow each other in a lane
+constexpr int kPowers = 2;                                     // 4 lanes of kRun blocks
+constexpr int kHalf = kComponents / 2;  // a lane has components lane / 4 of both halves
+constexpr int kLagTiles = 4;            // of 16 x 8 lags
 
-struct Coefficients {  // of one feature
-  const float* p;
-  const Pair *q, *eta;
+// Transposed matrices [8 components, steps], the real parts above the imaginary, of the upper and the lower
+// 16 steps.
+using Table = uint4[2][32];
+struct Tables {
+  Table value, slope;
 };
 
-// Right-hand matrices [steps, columns] that a lane finds in table[(k 4 + column) 32 + lane], 8 x 8 at a time:
-// what the inputs add to the state after the block, or, `backwards`, the gradients of the outputs to that of
-// the state before it.
-__device__ void make_table(const Coefficients& c, bool backwards, int lane, float2* table) {
-  const bool real = lane / 4 % 2 == 0;
-  const int i = lane % 4;
-#pragma unroll
-  for (int column = 0; column < 4; ++column) {
-    const int n = 4 * column + lane / 8;
-    const Pair q = c.q[n], q4 = power(q, 4);
-    // Steps i, i + 4, ..: of the powers step + 1, or from the last step on of kBlock - 1 - step.
-    Pair now = backwards ? multiply(c.eta[n], power(q, i + 1)) : multiply({c.p[n], 0}, power(q, 3 - i));
-    float value[8];
-#pragma unroll
-    for (int s = 0; s < 8; ++s) {
-      value[s] = to_tf32(real ? now.re : backwards ? -now.im : now.im);
-      now = multiply(now, q4);
-    }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      table[(k * 4 + column) * 32 + lane] =
-          backwards ? float2{value[2 * k], value[2 * k + 1]} : float2{value[7 - 2 * k], value[6 - 2 * k]};
-    }
+struct Memory {
+  Tables of_x[kFeatures][2], of_dy[kFeatures][2];  // by half
+  Tile<kSteps>::Memory x, dy;
+  Pair powers[kFeatures][kPowers][kComponents];
+  CoefficientMemory coefficients;
+  float lags[kFeatures][kBlock];
+
+  // In the place of the warp's tables, when they have been used.
+  __device__ float* scratch(int warp) {
+    static_assert(kLagTiles * 16 * 8 * sizeof(float) <= sizeof(of_x[0]));
+    return reinterpret_cast<float*>(of_x[warp]);
   }
+};
+
+// What is divided by in the end. Beside numbers of any use its least value is nothing.
+__device__ float nonzero(float x) {
+  return fabsf(x) < 1e-30F ? 1e-30F : x;
+}
+__device__ Pair nonzero(Pair x) {
+  return fabsf(x.re) < 1e-30F && fabsf(x.im) < 1e-30F ? Pair{1e-30F, 0} : x;
 }
 
-// One feature of a tile as a left-hand matrix [steps, blocks], 16 x 8 at a time: of[m][k] for steps 16 m ..
-// and blocks 8 k ..
-struct Columns {
-  std::uint32_t of[2][2][4];
-
-  __device__ void read(const std::uint32_t* tile, int feature, int lane) {
-    const std::uint32_t* const first =
-        tile + feature / 2 + lane % 4 * Words::kOfBlock + lane / 4 * Words::kStep;
+// Coefficients in q^e and in e q^(e - 1) for component lane / 4 and steps 2 (lane % 4), the next, and those
+// 8, 16 and 24 later: e = kBlock - 1 - step, or, kBack, step + 1.
+template <bool kBack>
+__device__ void make_tables(Pair in, Pair q, int lane, Tables& to) {
+  const int column = lane % 4, least = kBack ? 2 * column + 1 : 6 - 2 * column;
+  const Pair q7 = power(q, 7), q8 = multiply(q7, q);
+  Pair before = least == 0 ? Pair{0, 0} : multiply(in, power(q, least - 1));
+  Pair less = multiply(in, power(q, least));
+  std::uint32_t value[2][4], slope[2][4];  // real, imaginary; by 8 steps
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int words = (8 * k + 4 * (i / 2)) * Words::kOfBlock + (16 * m + 8 * (i % 2)) * Words::kStep;
-          of[m][k][i] = float_bits(first + words, feature);
-        }
-      }
-    }
+  for (int j = 0; j < 4; ++j) {
+    const auto e = static_cast<float>(least + 8 * j);
+    const Pair more = multiply(less, q);
+    const Pair less_slope{e * before.re, e * before.im}, more_slope{(e + 1) * less.re, (e + 1) * less.im};
+    const auto put = [eighth = kBack ? j : 3 - j](std::uint32_t (&at)[2][4], Pair a, Pair b) {
+      at[0][eighth] = kBack ? pack(a.re, b.re) : pack(b.re, a.re);
+      at[1][eighth] = kBack ? pack(a.im, b.im) : pack(b.im, a.im);
+    };
+    put(value, less, more);
+    put(slope, less_slope, more_slope);
+    before = multiply(less, q7), less = multiply(less, q8);
   }
-};
-
-// sum [m][column] += left [steps, blocks] times states [blocks, columns], which go through scratch memory of
-// the warp.
-__device__ void add_products(const float (&states)[4][4], const Columns& left, int lane, float* scratch,
-                             float (&sum)[2][4][4]) {
-  __syncwarp();
-#pragma unroll
-  for (int column = 0; column < 4; ++column) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float* const to = scratch + (lane / 4 + 8 * half) * kScratchRow + 8 * column + 2 * (lane % 4);
-      *reinterpret_cast<float2*>(to) = {to_tf32(states[column][2 * half]),
-                                        to_tf32(states[column][2 * half + 1])};
-    }
-  }
-  __syncwarp();
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
-#pragma unroll
-    for (int column = 0; column < 4; ++column) {
-      const float* const from = scratch + (8 * k + lane % 4) * kScratchRow + 8 * column + lane / 4;
-      const float2 right{from[0], from[4 * kScratchRow]};
-#pragma unroll
-      for (int m = 0; m < 2; ++m) multiply_add(sum[m][column], left.of[m][k], right);
-    }
+    to.value[k][lane] = {value[0][2 * k], value[1][2 * k], value[0][2 * k + 1], value[1][2 * k + 1]};
+    to.slope[k][lane] = {slope[0][2 * k], slope[1][2 * k], slope[0][2 * k + 1], slope[1][2 * k + 1]};
   }
 }
 
-struct Sums {
-  float u[2][4][4] = {}, v[2][4][4] = {}, w[2][4][4] = {};  // steps 16 m .., columns 8 i ..
-  Pair a[4] = {};  // of this lane's blocks, components 4 i + lane % 4
+// A feature of a tile as matrices of 8 blocks x 8 steps: words[t][i] for steps 8 i .. and, in rows 2 c and 2
+// c + 1, blocks 4 c + 2 t and the next; kTransposed: blocks are columns.
+template <bool kTransposed>
+__device__ void read_blocks(std::uint32_t column, int lane, std::uint32_t (&words)[2][4]) {
+  const int row = lane % 8, eighth = lane / 8;
+  const std::uint32_t from =
+      column + row / 2 * Tile<kSteps>::kFourBlocks + row % 2 * 2 * kBlock + eighth * 16;
+#pragma unroll
+  for (int t = 0; t < 2; ++t) load_matrices<kTransposed>(words[t], from + t * 4 * kBlock);
+}
 
-  __device__ void add_lags(const Columns& x, const Columns& dy) {
+// table [8 components, steps] times the steps of the lane's run of blocks.
+__device__ void multiply_table(const Table& table, const std::uint32_t (&blocks)[2][4], int lane,
+                               Pair (&to)[1][kRun]) {
+  float sum[2][4] = {};
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+  for (int k = 0; k < 2; ++k) {
+    const uint4 a = table[k][lane];
+    const std::uint32_t left[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
-      for (int column = 0; column < 4; ++column) {
-        const auto& there = x.of[column / 2][k];
-        const float2 right{__uint_as_float(there[column % 2]), __uint_as_float(there[2 + column % 2])};
-        if (column < 2) multiply_add(w[0][column], dy.of[0][k], right);
-        multiply_add(w[1][column], dy.of[1][k], right);
-      }
+    for (int t = 0; t < 2; ++t) multiply_add(sum[t], left, blocks[t][2 * k], blocks[t][2 * k + 1]);
+  }
+#pragma unroll
+  for (int t = 0; t < 2; ++t)
+    to[0][2 * t] = {sum[t][0], sum[t][2]}, to[0][2 * t + 1] = {sum[t][1], sum[t][3]};
+}
+
+__device__ void add(Pair& sum, Pair a, Pair b) {  // conj(a) b
+  sum.re += a.re * b.re + a.im * b.im, sum.im += a.re * b.im - a.im * b.re;
+}
+__device__ float sum_of_columns(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+using Run = Pair[1][kRun];  // of a component
+
+// Sums over the lane's blocks for its component of one half.
+struct Sums {
+  float p = 0;                           // Re(g conj(s))
+  Pair q{0, 0}, eta{0, 0}, decay{0, 0};  // g conj(s') + conj(h) r', conj(h) r, conj(h) g
+
+  __device__ void add_blocks(const Run& s, const Run& r, const Run& h, const Run& g) {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      p += g[0][k].re * s[0][k].re + g[0][k].im * s[0][k].im;
+      add(eta, h[0][k], r[0][k]);
+      add(decay, h[0][k], g[0][k]);
     }
   }
-  __device__ void add_decay(const float (&h)[4][4], const float (&g)[4][4]) {
+  __device__ void add_slopes(const Run& slope_conjugate, const Run& slope) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int half = 0; half < 4; half += 2) {
-        const Pair more = multiply({g[i][half], g[i][half + 1]}, {h[i][half], -h[i][half + 1]});
-        a[i].re += more.re, a[i].im += more.im;
-      }
-    }
+    for (int k = 0; k < kRun; ++k) add(q, slope_conjugate[0][k], slope[0][k]);
   }
-  // The gradients of k_l, by lane: the sums along the diagonals of w.
-  __device__ float lags(int lane, float* scratch) const {
-    __syncwarp();
+};
+
+// Sums over the blocks of dy_j x_i, in tiles of 16 j by 8 i whose first lag j - i is first_lag(tile).
+struct Lags {
+  float of[kLagTiles][4] = {};
+
+  __device__ static int first_lag(int tile) { return 8 * tile - 8; }
+
+  __device__ void add_blocks(const std::uint32_t (&x)[2][4], const std::uint32_t (&dy)[2][4]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
+      const std::uint32_t left[4] = {dy[0][2 * m], dy[0][2 * m + 1], dy[1][2 * m], dy[1][2 * m + 1]};
 #pragma unroll
-      for (int column = 0; column < 4; ++column) {
+      for (int i = 0; i < 2 * m + 2; ++i) multiply_add(of[2 * m - i + 1], left, x[0][i], x[1][i]);
+    }
+  }
+  // dk_l, by lane; scratch of kLagTiles 16 x 8 numbers.
+  __device__ float sum(int lane, float* scratch) const {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int step = 16 * m + lane / 4 + 8 * (i / 2);
-          scratch[step * 33 + 8 * column + 2 * (lane % 4) + i % 2] = w[m][column][i];
-        }
-      }
+    for (int tile = 0; tile < kLagTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        scratch[(tile * 16 + lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = of[tile][i];
     }
     __syncwarp();
     float sum = 0;
-    for (int step = lane; step < kBlock; ++step) sum += scratch[step * 33 + step - lane];
+    for (int tile = 0; tile < kLagTiles; ++tile) {
+      for (int i = 0; i < 8; ++i) {
+        const int j = lane - first_lag(tile) + i;
+        if (j >= 0 && j < 16) sum += scratch[(tile * 16 + j) * 8 + i];
+      }
+    }
     return sum;
   }
 };
 
-__device__ void add(Pair& sum, Pair a, Pair b) {  // a conj(b)
-  sum.re += a.re * b.re + a.im * b.im, sum.im += a.im * b.re - a.re * b.im;
-}
-__device__ float sum_of_rows(float x) {  // over the lanes of a column
-  for (int offset = 4; offset < 32; offset *= 2) x += __shfl_xor_sync(~0u, x, offset);
-  return x;
-}
-
-// The gradients of the coefficients of components 4 i + lane % 4 from the sums; each lane has some steps.
-__device__ void write_gradients(const Sums& s, const Coefficients& c, int N, int lane, float* scratch,
-                                std::int64_t rows, std::int64_t D, float* to) {
-  const float lag = s.lags(lane, scratch);
-  if (lane == 0) to[std::int64_t{5} * N * rows * D] = lag;  // of omega
+// The gradients of a component's coefficients from the sums; each lane of a row has every fourth lag.
+__device__ void write_gradients(const Sums& sums, float p, Pair q, Pair eta, const float (&lags)[kBlock],
+                                int lane, int n, int N, std::int64_t apart, float* to) {
+  const int column = lane % 4;
+  float dp = sums.p / nonzero(p);
+  const Pair divisor = nonzero(eta), last = power(q, kBlock - 1);
+  const float size = hypotf(divisor.re, divisor.im);
+  Pair deta = multiply({sums.eta.re / size, sums.eta.im / size}, {divisor.re / size, divisor.im / size});
+  Pair dq = sums.q;
+  add(dq, {kBlock * last.re, kBlock * last.im}, sums.decay);
+  const Pair q4 = power(q, 4);
+  Pair before = column == 0 ? Pair{0, 0} : power(q, column - 1), now = power(q, column);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int n = 4 * i + lane % 4;
-    const float p = c.p[n];
-    const Pair q = c.q[n], eta = c.eta[n];
-    float dp = 0;
-    Pair dq{0, 0}, deta{0, 0};
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const int step = lane / 4 + 8 * m, left = kBlock - 1 - step;
-      const int half = 2 * (m % 2);
-      const Pair u{s.u[m / 2][i][half], s.u[m / 2][i][half + 1]};
-      const Pair v{s.v[m / 2][i][half], -s.v[m / 2][i][half + 1]};
-      const Pair q_left = power(q, left), q_step = power(q, step), q_next = multiply(q_step, q);
-      const float dk = __shfl_sync(~0u, lag, step);
-      // p q^left
-      dp += u.re * q_left.re + u.im * q_left.im;
-      if (left > 0) {
-        const Pair slope = power(q, left - 1);
-        add(dq, u, {p * left * slope.re, p * left * slope.im});
-      }
-      // eta q^(step + 1)
-      add(deta, v, q_next);
-      const Pair slope = multiply(eta, q_step);
-      add(dq, v, {(step + 1) * slope.re, (step + 1) * slope.im});
-      // k_step = Re(p eta q^step)
-      const Pair k = multiply(eta, q_step);
-      dp += dk * k.re;
-      add(deta, {dk * p, 0}, q_step);
-      if (step > 0) {
-        const Pair k_slope = multiply(eta, power(q, step - 1));
-        add(dq, {dk * p * step, 0}, k_slope);
-      }
-    }
-    const Pair slope = power(q, kBlock - 1);
-    add(dq, s.a[i], {kBlock * slope.re, kBlock * slope.im});
-    dp = sum_of_rows(dp);
-    dq = {sum_of_rows(dq.re), sum_of_rows(dq.im)};
-    deta = {sum_of_rows(deta.re), sum_of_rows(deta.im)};
-    if (lane >= 4 || n >= N) continue;
-    const auto put = [&](std::int64_t what, float value) { to[what * rows * D] = value; };
-    put(n, dp);
-    put(N + 2 * n, dq.re), put(N + 2 * n + 1, dq.im);
-    put(3 * N + 2 * n, deta.re), put(3 * N + 2 * n + 1, deta.im);
+  for (int i = 0; i < kBlock / 4; ++i) {
+    const int lag = 4 * i + column;
+    const float dk = lags[lag];
+    dp += dk * multiply(eta, now).re;
+    add(deta, now, {dk * p, 0});
+    add(dq, multiply(eta, before), {static_cast<float>(lag) * dk * p, 0});
+    before = column == 0 ? multiply(power(q, 3), now) : multiply(before, q4);
+    now = multiply(now, q4);
   }
+  dp = sum_of_columns(dp);
+  dq = {sum_of_columns(dq.re), sum_of_columns(dq.im)};
+  deta = {sum_of_columns(deta.re), sum_of_columns(deta.im)};
+  if (column != 0 || n >= N) return;
+  const auto put = [&](int what, float value) { to[what * apart] = value; };
+  put(n, dp);
+  put(N + 2 * n, dq.re), put(N + 2 * n + 1, dq.im);
+  put(3 * N + 2 * n, deta.re), put(3 * N + 2 * n + 1, deta.im);
 }
 
+// Of features 16 blockIdx.x .., over sequences blockIdx.y, blockIdx.y + gridDim.y, ..
 __global__ void __launch_bounds__(kThreads, 1)
     gradients(CemaShape shape, CemaCoefficients c, const Bfloat16* x, const Bfloat16* dy, std::int64_t tiles,
               const float* tile_gradient, std::int64_t rows, float* to) {
-  extern __shared__ float2
-      tables[];  // [features, 2, 16, 32], scratch [features, 16, kScratchRow], tiles of x and dy
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  float2* const forward = tables + warp * 2 * 16 * 32;
-  float2* const backward = forward + 16 * 32;
-  auto* const all_scratch = reinterpret_cast<float*>(tables + kFeatures * 2 * 16 * 32);
-  constexpr int kScratch = 33 * kBlock;  // at least kBlocks rows of states, or a matrix of lags
-  float* const scratch = all_scratch + warp * kScratch;
-  auto* const buffers = reinterpret_cast<std::uint32_t*>(all_scratch + kFeatures * kScratch);
-  const std::int64_t b = blockIdx.y, first_feature = std::int64_t{blockIdx.x} * kFeatures,
-                     d = first_feature + warp;
-  const int N = static_cast<int>(shape.N);
-  __shared__ CoefficientMemory<kFeatures> coefficients;
-  coefficients.read(shape, c, first_feature);
-  const Coefficients own{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp]};
-  make_table(own, false, lane, forward);
-  make_table(own, true, lane, backward);
-  Pair decay[4], decay_back[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    decay[i] = power_in_double(own.q[4 * i + lane % 4], kBlock);
-    decay_back[i] = {decay[i].re, -decay[i].im};
-  }
-  const TileMemory<kFeatures> memory{shape.L, shape.D, b, first_feature};
-  const auto fetch = [&](std::int64_t tile) {
-    if (tile < tiles) {
-      std::uint32_t* const buffer = buffers + tile % kStages * 2 * Words::kAll;
-      memory.template fetch<kThreads>(x, tile, buffer);
-      memory.template fetch<kThreads>(dy, tile, buffer + Words::kAll);
-    }
-    commit_copies();
+  extern __shared__ uint4 shared[];
+  Memory& memory = *reinterpret_cast<Memory*>(shared);
+  const Tile<kSteps> x_tile(memory.x), dy_tile(memory.dy);
+  const int warp = x_tile.warp, lane = x_tile.lane, N = static_cast<int>(shape.N);
+  const std::int64_t first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
+  const auto fetch = [&](std::int64_t sequence, std::int64_t tile) {
+    const std::int64_t from = (sequence * shape.L + tile * kCemaTile) * shape.D + first_feature;
+    if (sequence >= shape.B) return;
+    x_tile.fetch(x + from, shape.D);
+    dy_tile.fetch(dy + from, shape.D);
   };
-
-  State carry(N, lane, c.h0, b * shape.D + d);
-  Sums sums;
-  for (int i = 0; i < kStages - 1; ++i) fetch(i);
-  for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();
-    fetch(tile + kStages - 1);
-    const std::uint32_t* const x_tile = buffers + tile % kStages * 2 * Words::kAll;
-    const std::uint32_t* const dy_tile = x_tile + Words::kAll;
-    const auto products_with = [&](const std::uint32_t* from, const float2* table, float (&states)[4][4]) {
-      Rows<kFeatures> in;
-      in.template read<false>(from, warp, lane);
+  fetch(blockIdx.y, 0);
+  CoefficientMemory& own = memory.coefficients;
+  own.read(shape, c, first_feature);
+  Pair decay[2];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
+  for (int m = 0; m < 2; ++m) {
+    const int n = kHalf * m + lane / 4;
+    const Pair q = own.q[warp][n];
+    make_tables<false>({nonzero(own.p[warp][n]), 0}, q, lane, memory.of_x[warp][m]);
+    make_tables<true>(conjugate(nonzero(own.eta[warp][n])), conjugate(q), lane, memory.of_dy[warp][m]);
+    Pair powers[kPowers];
+    make_decays<kRun>(q, decay[m], powers);
 #pragma unroll
-        for (int column = 0; column < 4; ++column) {
-          multiply_add(states[column], in.of[k], table[(k * 4 + column) * 32 + lane]);
-        }
-      }
-    };
-    float h[4][4] = {}, g[4][4] = {};
-    products_with(x_tile, forward, h);
-    products_with(dy_tile, backward, g);
-    scan_blocks(h, decay, carry, lane);
-    State after(N, lane, tile_gradient, (b * tiles + tile) * shape.D + d);
-    scan_blocks<true>(g, decay_back, after, lane);
-    sums.add_decay(h, g);
-    Columns x_columns, dy_columns;
-    x_columns.read(x_tile, warp, lane);
-    dy_columns.read(dy_tile, warp, lane);
-    sums.add_lags(x_columns, dy_columns);
-    add_products(g, x_columns, lane, scratch, sums.u);
-    add_products(h, dy_columns, lane, scratch, sums.v);
+    for (int j = 0; j < kPowers; ++j) memory.powers[warp][j][n] = powers[j];
   }
-  write_gradients(sums, own, N, lane, scratch, rows, shape.D, to + b * shape.D + d);
+
+  Sums sums[2];
+  Lags lags;
+  for (std::int64_t sequence = blockIdx.y; sequence < shape.B; sequence += gridDim.y) {
+    Pair end[2];
+    read_state<2, kHalf>(end, lane / 4, N, c.h0, sequence * shape.D + d);
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+      Pair after[2];
+      read_state<2, kHalf>(after, lane / 4, N, tile_gradient, (sequence * tiles + tile) * shape.D + d);
+      wait_for_copies();
+      __syncthreads();  // no warp reads the last tile's columns any more
+      x_tile.to_columns();
+      dy_tile.to_columns();
+      __syncwarp();
+      if (tile + 1 < tiles) {
+        fetch(sequence, tile + 1);
+      } else {
+        fetch(sequence + gridDim.y, 0);
+      }
+      __syncthreads();
+      std::uint32_t x_blocks[2][4], dy_blocks[2][4];
+      read_blocks<true>(x_tile.column(warp), lane, x_blocks);
+      read_blocks<true>(dy_tile.column(warp), lane, dy_blocks);
+      lags.add_blocks(x_blocks, dy_blocks);
+      read_blocks<false>(x_tile.column(warp), lane, x_blocks);
+      read_blocks<false>(dy_tile.column(warp), lane, dy_blocks);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        Run s, r, h, g;
+        multiply_table(memory.of_x[warp][m].value, x_blocks, lane, s);
+        multiply_table(memory.of_dy[warp][m].value, dy_blocks, lane, r);
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) h[0][k] = s[0][k], g[0][k] = r[0][k];
+        const auto scan = [&]<bool kBack>(Run& state, Pair& from) {
+          Pair powers[kPowers][1];
+#pragma unroll
+          for (int j = 0; j < kPowers; ++j) {
+            const Pair power = memory.powers[warp][j][kHalf * m + lane / 4];
+            powers[j][0] = kBack ? conjugate(power) : power;
+          }
+          const Pair one[1] = {kBack ? conjugate(decay[m]) : decay[m]};
+          Pair last[1] = {from};
+          scan_blocks<1, 4, kBack>(state, one, powers, last, lane);
+          from = last[0];
+        };
+        scan.template operator()<false>(h, end[m]);
+        scan.template operator()<true>(g, after[m]);
+        sums[m].add_blocks(s, r, h, g);
+        multiply_table(memory.of_x[warp][m].slope, x_blocks, lane, s);
+        sums[m].add_slopes(s, g);
+        multiply_table(memory.of_dy[warp][m].slope, dy_blocks, lane, r);
+        sums[m].add_slopes(h, r);
+      }
+    }
+  }
+  memory.lags[warp][lane] = lags.sum(lane, memory.scratch(warp));
+  __syncwarp();
+  to += blockIdx.y * shape.D + d;
+  const std::int64_t apart = rows * shape.D;
+  if (lane == 0) to[5 * N * apart] = memory.lags[warp][0];  // of omega
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const int n = kHalf * m + lane / 4;
+    write_gradients(sums[m], own.p[warp][n], own.q[warp][n], own.eta[warp][n], memory.lags[warp], lane, n, N,
+                    apart, to);
+  }
 }
 
 }  // namespace
@@ -285,11 +304,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 void cema_blocks_gradients(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x,
                            const Bfloat16* dy, const float* tile_gradient, std::int64_t rows, float* sums,
                            cudaStream_t stream) {
-  const std::size_t shared = kFeatures * (2 * 16 * 32 * sizeof(float2) + 33 * kBlock * sizeof(float)) +
-                             kStages * 2 * Words::kAll * sizeof(std::uint32_t);
-  allow_shared_memory(gradients, shared);
-  const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(s.B));
-  gradients<<<grid, kThreads, shared, stream>>>(s, c, x, dy, s.L / kCemaTile, tile_gradient, rows, sums);
+  allow_shared_memory(gradients, sizeof(Memory));
+  const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
+  gradients<<<grid, kThreads, sizeof(Memory), stream>>>(s, c, x, dy, s.L / kCemaTile, tile_gradient, rows,
+                                                        sums);
 }
 
 }  // namespace megalodon::ops::cuda

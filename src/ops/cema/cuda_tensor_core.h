@@ -3,43 +3,67 @@
 
 #include "ops/bfloat16.h"
 #include "ops/cema/cuda.h"
-#include "ops/cuda_device.h"
+#include "ops/cema/cuda_warp.h"
 
-// The pieces of CEMA in blocks (cuda_blocks.cu): a tile of kBlocks blocks of kBlock steps of some features in
-// shared memory, small matrices in registers, and the scan of the states over the blocks.
+// The pieces of CEMA in blocks (cuda_blocks.cu): complex numbers, coefficients, tiles of steps in shared
+// memory and the scan of the states over the blocks. A thread block has kFeatures features, a warp each.
 namespace megalodon::ops::cuda {
 
-inline constexpr int kBlock = 32, kBlocks = 16;
-static_assert(kBlock * kBlocks == kCemaTile);
+inline constexpr int kBlock = 32;  // steps
+inline constexpr int kFeatures = static_cast<int>(kCemaTileFeatures), kThreads = 32 * kFeatures;
+inline constexpr int kComponents = static_cast<int>(kMostBlockComponents);
 
 struct Pair {
   float re, im;
 };
+__device__ inline Pair conjugate(Pair a) {
+  return {a.re, -a.im};
+}
 __device__ inline Pair multiply(Pair a, Pair b) {
   return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
 }
+__device__ inline Pair multiply_add(Pair a, Pair b, Pair c) {
+  return {a.re * b.re - a.im * b.im + c.re, a.re * b.im + a.im * b.re + c.im};
+}
 
-// exponent in 0 .. 32
+// exponent in 0 .. 31
 __device__ inline Pair power(Pair q, int exponent) {
   Pair result{1, 0};
 #pragma unroll
-  for (int bit = 0; bit < 6; ++bit) {
+  for (int bit = 0; bit < 5; ++bit) {
     if ((exponent >> bit) % 2 == 1) result = multiply(result, q);
     q = multiply(q, q);
   }
   return result;
 }
 
-// Coefficients of some features in shared memory, components past N zero.
-template <int kFeatures>
+// q^kBlock and that of runs of kRun blocks to the powers 1, 2, 4, .., in float64 between: states are
+// multiplied with them along the sequence.
+template <int kRun, int kPowers>
+__device__ void make_decays(Pair q, Pair& of_block, Pair (&of_runs)[kPowers]) {
+  double re = q.re, im = q.im;
+  const auto square = [&] {
+    const double next = re * re - im * im;
+    im = 2 * re * im, re = next;
+    return Pair{static_cast<float>(re), static_cast<float>(im)};
+  };
+#pragma unroll
+  for (int i = 1; i < kBlock; i *= 2) of_block = square();
+  of_runs[0] = of_block;
+#pragma unroll
+  for (int i = 1; i < kRun; i *= 2) of_runs[0] = square();
+#pragma unroll
+  for (int i = 1; i < kPowers; ++i) of_runs[i] = square();
+}
+
+// The coefficients of a thread block's features in shared memory, components past N zero.
 struct CoefficientMemory {
-  float p[kFeatures][kMostBlockComponents];
-  Pair q[kFeatures][kMostBlockComponents], eta[kFeatures][kMostBlockComponents];
+  float p[kFeatures][kComponents];
+  Pair q[kFeatures][kComponents], eta[kFeatures][kComponents];
 
   __device__ void read(const CemaShape& s, const CemaCoefficients& c, std::int64_t first_feature) {
-    constexpr int kColumns = static_cast<int>(kMostBlockComponents);
-    for (int i = static_cast<int>(threadIdx.x); i < kFeatures * kColumns; i += static_cast<int>(blockDim.x)) {
-      const int feature = i / kColumns, n = i % kColumns;
+    for (int i = static_cast<int>(threadIdx.x); i < kFeatures * kComponents; i += kThreads) {
+      const int feature = i / kComponents, n = i % kComponents;
       const bool there = n < s.N;
       const std::int64_t from = (first_feature + feature) * s.N + n;
       p[feature][n] = there ? c.p[from] : 0;
@@ -50,206 +74,129 @@ struct CoefficientMemory {
   }
 };
 
-// q to a power that is one of 2, in float64 between: it is multiplied with itself along the sequence.
-__device__ inline Pair power_in_double(Pair q, int exponent) {
-  double re = q.re, im = q.im;
-  for (; exponent > 1; exponent /= 2) {
-    const double square = re * re - im * im;
-    im = 2 * re * im, re = square;
-  }
-  return {static_cast<float>(re), static_cast<float>(im)};
-}
-
-__device__ inline std::uint32_t tf32_bits(float x) {
-  std::uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return bits;
-}
-__device__ inline float to_tf32(float x) {
-  return __uint_as_float(tf32_bits(x));
-}
-
-// c [16, 8] += a [16, 8] b [8, 8]. Lane 4 r + i holds of a the elements (r, i), (r + 8, i), (r, i + 4), (r +
-// 8, i + 4), of b (i, r), (i + 4, r), of c (r, 2 i), (r, 2 i + 1), (r + 8, 2 i), (r + 8, 2 i + 1).
-__device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], float2 b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
-}
-
-__device__ inline void commit_copies() {
-  asm volatile("cp.async.commit_group;");
-}
-template <int kPending>
-__device__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// A tile in shared memory: words of two features; steps and blocks are apart so that the 32 lanes that read
-// one feature of 8 blocks and 4 steps find 32 banks.
-template <int kFeatures>
-struct TileWords {
-  static constexpr int kStep = kFeatures / 2 + 1, kOfBlock = kBlock * kStep + 4, kAll = kBlocks * kOfBlock;
-  __device__ static int of(int step) { return step / kBlock * kOfBlock + step % kBlock * kStep; }
-};
-
-// The tiles of kFeatures features from first_feature on of sequence b, in arrays [B, L, D].
-template <int kFeatures>
-struct TileMemory {
-  std::int64_t L, D, b, first_feature;
-
-  __device__ std::int64_t at(std::int64_t tile, int step) const {
-    return (b * L + tile * kCemaTile + step) * D + first_feature;
-  }
-  // Starts the copies of this thread, a word each. Both need kThreads threads.
-  template <int kThreads>
-  __device__ void fetch(const Bfloat16* x, std::int64_t tile, std::uint32_t* to) const {
-    constexpr int kWords = kFeatures / 2, kSteps = kThreads / kWords;  // steps that all threads copy together
-    static_assert(kSteps % kBlock == 0);
-    const int step = static_cast<int>(threadIdx.x) / kWords, word = static_cast<int>(threadIdx.x) % kWords;
-    const Bfloat16* from = x + at(tile, step) + 2 * word;
-    auto target =
-        static_cast<std::uint32_t>(__cvta_generic_to_shared(to + TileWords<kFeatures>::of(step) + word));
-#pragma unroll
-    for (int i = 0; i < kCemaTile / kSteps; ++i) {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(from) : "memory");
-      from += kSteps * D, target += kSteps / kBlock * TileWords<kFeatures>::kOfBlock * 4;
-    }
-  }
-  template <int kThreads>
-  __device__ void write(const std::uint32_t* from, std::int64_t tile, Bfloat16* y) const {
-    constexpr int kPacks = kFeatures / 8, kSteps = kThreads / kPacks;
-    static_assert(kSteps % kBlock == 0);
-    const int step = static_cast<int>(threadIdx.x) / kPacks, pack = static_cast<int>(threadIdx.x) % kPacks;
-    const std::uint32_t* words = from + TileWords<kFeatures>::of(step) + 4 * pack;
-    Bfloat16* to = y + at(tile, step) + 8 * pack;
-#pragma unroll
-    for (int i = 0; i < kCemaTile / kSteps; ++i) {
-      *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
-      to += kSteps * D, words += kSteps / kBlock * TileWords<kFeatures>::kOfBlock;
-    }
-  }
-};
-
-// The feature of a warp in the word of two features at `word`, as a float. The other half is another warp's
-// to write.
-__device__ inline std::uint32_t float_bits(const std::uint32_t* word, int feature) {
-  const Bfloat16 half = reinterpret_cast<const Bfloat16*>(word)[feature % 2];
-  return static_cast<std::uint32_t>(half.bits) << 16;
-}
-
-// One feature of a tile as left-hand matrices: rows are blocks, columns steps, 8 at a time. Backwards both
-// run from the last to the first: the same distances from the tile's last step instead of its first.
-template <int kFeatures>
-struct Rows {
-  std::uint32_t of[4][4];
-
-  template <bool kBack>
-  __device__ void read(const std::uint32_t* tile, int feature, int lane) {
-    using Words = TileWords<kFeatures>;
-    constexpr int kSign = kBack ? -1 : 1;
-    const int lane_words = lane / 4 * Words::kOfBlock + lane % 4 * Words::kStep;
-    const std::uint32_t* const first =
-        tile + feature / 2 + (kBack ? Words::of(static_cast<int>(kCemaTile) - 1) - lane_words : lane_words);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int words = 8 * (i % 2) * Words::kOfBlock + (8 * k + 4 * (i / 2)) * Words::kStep;
-        of[k][i] = float_bits(first + kSign * words, feature);
-      }
-    }
-  }
-};
-
-// Columns 8 column .. + 7 of a result [blocks, steps] into its feature of the tile.
-template <int kFeatures, bool kBack>
-__device__ void write_columns(const float (&c)[4], int column, std::uint32_t* tile, int feature, int lane) {
-  using Words = TileWords<kFeatures>;
-  constexpr int kSign = kBack ? -1 : 1;
-  const int lane_words = lane / 4 * Words::kOfBlock + 2 * (lane % 4) * Words::kStep;
-  std::uint32_t* const first =
-      tile + (kBack ? Words::of(static_cast<int>(kCemaTile) - 1) - lane_words : lane_words);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int words = 8 * (i / 2) * Words::kOfBlock + (8 * column + i % 2) * Words::kStep;
-    reinterpret_cast<Bfloat16*>(first + kSign * words)[feature] = from_float<Bfloat16>(c[i]);
-  }
-}
-
-// A state of a feature, the same in all lanes of a column: components 4 i + lane % 4.
-struct State {
-  Pair of[4];
-
-  __device__ State(int N, int lane, const float* states, std::int64_t row) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int n = 4 * i + lane % 4;
-      const float* const from = states + (row * N + n) * 2;
-      of[i] = states != nullptr && n < N ? Pair{from[0], from[1]} : Pair{0, 0};
-    }
-  }
-  __device__ void write(int N, int lane, float* states, std::int64_t row) const {
-    if (states == nullptr || lane >= 4) return;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int n = 4 * i + lane % 4;
-      float* const to = states + (row * N + n) * 2;
-      if (n < N) to[0] = of[i].re, to[1] = of[i].im;
-    }
-  }
-};
-
-// States before each block from what each adds: s[i] is a matrix [blocks, 8 columns] as mma.sync leaves it,
-// component 4 i
-// + lane % 4 in (s[i][0], s[i][1]) of block lane / 4 and (s[i][2], s[i][3]) of block lane / 4 + 8. `carry`,
-// the state before the first, becomes that after the last. kBack: from the last block to the first.
-template <bool kBack = false>
-__device__ void scan_blocks(float (&s)[4][4], const Pair (&decay)[4], State& carry, int lane) {
-  const int block = kBack ? 7 - lane / 4 : lane / 4, last = (kBack ? 0 : 28) + lane % 4;
-  const auto of_earlier = [](float x, int blocks) {
-    return kBack ? __shfl_down_sync(~0u, x, 4 * blocks) : __shfl_up_sync(~0u, x, 4 * blocks);
+// A tile of kSteps steps in shared memory: `rows` [step, feature] as on the device, where the 16-byte halves
+// of steps 4 .. 7 of 8 have changed places, and `columns` [feature, step], where 16 bytes follow every four
+// blocks and features start at different banks. A warp copies the same kOwn steps into and out of both, all
+// features.
+template <int kSteps>
+struct Tile {
+  static constexpr int kOwn = kSteps / kFeatures;
+  static constexpr int kFourBlocks = 4 * kBlock * 2 + 16;  // bytes
+  static constexpr int kColumn = (kSteps / (4 * kBlock) * kFourBlocks + 127) / 128 * 128 + 128;
+  struct Memory {
+    uint4 rows[2 * kSteps], columns[kFeatures * kColumn / 16];
   };
-  const auto add_decayed = [](float& re, float& im, Pair decay_by, Pair from) {
-    const Pair more = multiply(decay_by, from);
-    re += more.re, im += more.im;
-  };
-  Pair powers[3][4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    powers[0][i] = decay[i];
-    powers[1][i] = multiply(decay[i], decay[i]);
-    powers[2][i] = multiply(powers[1][i], powers[1][i]);
+
+  int warp, lane;
+  std::uint32_t rows, columns;
+
+  __device__ Tile(const Memory& memory)
+      : warp(static_cast<int>(threadIdx.x) / 32),
+        lane(static_cast<int>(threadIdx.x) % 32),
+        rows(shared_address(memory.rows)),
+        columns(shared_address(memory.columns)) {}
+
+  __device__ std::uint32_t column(int feature) const {
+    return columns + feature * kColumn + 16 * ((feature ^ (feature >> 2 & 2)) & 7);
   }
-  // The four components side by side: each step waits for the one before.
+  __device__ std::uint32_t own_steps() const {  // within a column
+    return warp * kOwn / (4 * kBlock) * kFourBlocks + warp * kOwn % (4 * kBlock) * 2;
+  }
+
+  // Starts the copies of the warp's steps; x is the tile's first element in an array [.., D].
+  __device__ void fetch(const Bfloat16* x, std::int64_t D) const {
+    const int step = warp * kOwn + lane / 2, half = lane % 2;
+    x += step * D + 8 * half;
+    const std::uint32_t to = rows + step * 32 + (half ^ (step / 4 % 2)) * 16;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int half = 2 * (kBack ? 1 - h : h);
+    for (int i = 0; i < kOwn / 16; ++i) {
+      copy_async(to + i * 512, x);
+      x += 16 * D;
+    }
+  }
+  // The warp's steps of rows, which have arrived, into the columns.
+  __device__ void to_columns() const {
+    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
+    const std::uint32_t from = rows + (warp * kOwn + 8 * eighth + row) * 32 + (half ^ (row / 4)) * 16;
+    const std::uint32_t to = column(8 * half + row) + own_steps() + 16 * eighth;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (block == 0) add_decayed(s[i][half], s[i][half + 1], decay[i], carry.of[i]);
+    for (int i = 0; i < kOwn / 16; ++i) {
+      std::uint32_t words[4];
+      load_matrices<false>(words, from + i * 512);
+      store_matrices<true>(words, to + i * 32);
+    }
+  }
+  // The warp's steps of the columns to the device. A lane gets four neighbouring features of a step.
+  __device__ void write(Bfloat16* y, std::int64_t D) const {
+    const int row = lane % 8, pair = lane / 8 % 2, eighth = lane / 16;
+    const std::uint32_t from = column(4 * (row / 2) + 2 * pair + row % 2) + own_steps() + 16 * eighth;
+    y += (warp * kOwn + lane / 4) * D + 4 * (lane % 4);
+#pragma unroll
+    for (int i = 0; i < kOwn / 16; ++i) {
+      std::uint32_t words[4];
+      load_matrices<true>(words, from + i * 32);
+      *reinterpret_cast<uint2*>(y) = {words[0], words[1]};
+      *reinterpret_cast<uint2*>(y + 8 * D) = {words[2], words[3]};
+      y += 16 * D;
+    }
+  }
+};
+
+// Components first, first + kApart, .. of a state.
+template <int kCount, int kApart>
+__device__ void read_state(Pair (&state)[kCount], int first, int N, const float* states, std::int64_t row) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int n = first + i * kApart;
+    const float* const from = states + (row * N + n) * 2;
+    state[i] = states != nullptr && n < N ? Pair{from[0], from[1]} : Pair{0, 0};
+  }
+}
+
+// s[i][k], what block k of this lane's run adds to component i, becomes the state before that block. The runs
+// follow each other from lane to lane, kApart apart, kLanes in all; kBack: from the last run and block to the
+// first. `end` in the last lane is the state before the first run, and becomes in each lane that after its
+// run. powers[j][i] is the decay of 2^j runs.
+template <int kApart, int kLanes, bool kBack, int kCount, int kRun, int kPowers>
+__device__ void scan_blocks(Pair (&s)[kCount][kRun], const Pair (&decay)[kCount],
+                            const Pair (&powers)[kPowers][kCount], Pair (&end)[kCount], int lane) {
+  static_assert(1 << kPowers == kLanes);
+  const int here = lane / kApart % kLanes, place = kBack ? kLanes - 1 - here : here;
+  const int before_lane = lane + ((here + (kBack ? 1 : kLanes - 1)) % kLanes - here) * kApart;
+  const auto block = [](int k) { return kBack ? kRun - 1 - k : k; };
+  Pair before[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    Pair sum = s[i][block(0)];
+#pragma unroll
+    for (int k = 1; k < kRun; ++k) sum = multiply_add(decay[i], sum, s[i][block(k)]);
+    if (place == kLanes - 1) sum = end[i];
+    before[i] = {__shfl_sync(~0u, sum.re, before_lane), __shfl_sync(~0u, sum.im, before_lane)};
+  }
+#pragma unroll
+  for (int j = 0; j < kPowers; ++j) {
+    const int apart = kApart << j;
+    Pair earlier[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const Pair b = before[i];
+      earlier[i] = kBack ? Pair{__shfl_down_sync(~0u, b.re, apart), __shfl_down_sync(~0u, b.im, apart)}
+                         : Pair{__shfl_up_sync(~0u, b.re, apart), __shfl_up_sync(~0u, b.im, apart)};
     }
 #pragma unroll
-    for (int k = 0; k < 3; ++k) {
-      Pair before[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        before[i] = {of_earlier(s[i][half], 1 << k), of_earlier(s[i][half + 1], 1 << k)};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (block >= 1 << k) add_decayed(s[i][half], s[i][half + 1], powers[k][i], before[i]);
-      }
+    for (int i = 0; i < kCount; ++i) {
+      if (place >= 1 << j) before[i] = multiply_add(powers[j][i], earlier[i], before[i]);
     }
+  }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float &re = s[i][half], &im = s[i][half + 1];
-      const Pair end{__shfl_sync(~0u, re, last), __shfl_sync(~0u, im, last)};
-      const Pair before{of_earlier(re, 1), of_earlier(im, 1)};
-      re = block == 0 ? carry.of[i].re : before.re;
-      im = block == 0 ? carry.of[i].im : before.im;
-      carry.of[i] = end;
+  for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      const Pair after = multiply_add(decay[i], before[i], s[i][block(k)]);
+      s[i][block(k)] = before[i];
+      before[i] = after;
     }
+    end[i] = before[i];
   }
 }
 

@@ -1,0 +1,83 @@
+#pragma once
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+// Instructions of a whole warp that CUDA C++ has no names for. In matrices of 8 x 8 elements of 16 bits, lane
+// 4 r + c has elements (r, 2 c) and (r, 2 c + 1) as a word.
+namespace megalodon::ops::cuda {
+
+__device__ inline std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Four matrices; lane 8 i + r gives the address of row r, 16 bytes, of matrix i. kTransposed: the matrices in
+// memory are the transposed of those in the lanes.
+template <bool kTransposed>
+__device__ inline void load_matrices(std::uint32_t (&to)[4], std::uint32_t address) {
+  if constexpr (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+  }
+}
+template <bool kTransposed>
+__device__ inline void store_matrices(const std::uint32_t (&from)[4], std::uint32_t address) {
+  if constexpr (kTransposed) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+                 "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(from[0]),
+                 "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+  }
+}
+
+// c [16, 8] += a [16, 16] b [16, 8] in bfloat16. Of a the four 8 x 8 quarters, upper left, lower left, upper
+// right, lower right; of b, transposed, the upper and the lower half; lane 4 r + c has of c (r, 2 c), (r, 2 c
+// + 1), (r + 8, 2 c), (r + 8, 2 c + 1).
+__device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                    std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// c [16, 8] += a [16, 8] b [8, 8] in tf32. Lane 4 r + i has of a (r, i), (r + 8, i), (r, i + 4), (r + 8, i +
+// 4), of b (i, r), (i + 4, r), of c as above.
+__device__ inline void multiply_add_tf32(float (&c)[4], const std::uint32_t (&a)[4], float b0, float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+__device__ inline std::uint32_t to_tf32(float x) {
+  std::uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// Two numbers as bfloat16 in a word, the first in its lower half.
+__device__ inline std::uint32_t pack(float first, float second) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const std::uint32_t*>(&both);
+}
+
+// Copies of 16 bytes from device to shared memory, waited for by the thread that started them.
+__device__ inline void copy_async(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+}  // namespace megalodon::ops::cuda
