@@ -231,7 +231,9 @@ void bench_generate(const Options& o) {
     prompts.emplace_back(first, first + o.prompt);
   }
   const generate::GreedyOptions greedy{.end = -1, .bound = o.fresh, .batch = o.batch};
-  const auto answer = [&] { generate::greedy_answers(*model, prompts, greedy); };
+  generate::GreedyDecoder decoder(*model);
+  const auto answer = [&] { decoder.answer(prompts, greedy); };
+  answer();
   const double seconds = median_seconds(o, o.repeats, answer);
   const auto answers = static_cast<double>(o.batch);
   print(o, {"generate " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x (" +
@@ -243,6 +245,27 @@ void bench_generate(const Options& o) {
             {{"answers_per_second", answers / seconds},
              {"tokens_per_second", answers * static_cast<double>(o.fresh) / seconds}}});
   if (o.profiled) print_profile(o, answer);
+}
+
+// Reading a document of `context` tokens.
+void bench_prefill(const Options& o) {
+  const at::NoGradGuard no_grad;
+  const auto model = inference_model(o);
+  const auto tokens = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, o.in(at::kLong));
+  const auto read = [&] {
+    auto state = model->fresh_state(o.batch);
+    model::stream(*model, tokens, state, {}, [](int64_t, const at::Tensor&) {});
+  };
+  const double seconds = median_seconds(o, o.repeats, read);
+  print(o, {"prefill " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x " +
+                std::to_string(o.context),
+            seconds,
+            forward_operations(*model, o.context) * static_cast<double>(o.batch),
+            gemm_rate(o),
+            "FLOP",
+            {{"tokens_per_second", static_cast<double>(o.batch * o.context) / seconds},
+             {"peak_bytes", o.on.is_cuda() ? ops::peak_device_bytes(o.on) : peak_resident_bytes()}}});
+  if (o.profiled) print_profile(o, read);
 }
 
 void bench_decode(const Options& o) {
@@ -332,6 +355,7 @@ int run(Options o) {
   o.on = ops::open_device(o.device);
   at::manual_seed(1);
   if (o.what == "train") bench_train(o);
+  if (o.what == "prefill") bench_prefill(o);
   if (o.what == "decode") bench_decode(o);
   if (o.what == "generate") bench_generate(o);
   if (o.what == "ops") bench_operators(o);
@@ -344,9 +368,12 @@ void add_bench(CLI::App& program, Run& chosen) {
   auto* command =
       program.add_subcommand("bench", "Time operators, training or decoding beside the measured ceiling");
   auto o = std::make_shared<Options>();
-  command->add_option("WHAT", o->what, "ops, train, decode (one token a call) or generate (greedy answers)")
+  command
+      ->add_option(
+          "WHAT", o->what,
+          "ops, train, prefill (reading a document), decode (one token a call) or generate (greedy answers)")
       ->required()
-      ->check(CLI::IsMember({"ops", "train", "decode", "generate"}));
+      ->check(CLI::IsMember({"ops", "train", "prefill", "decode", "generate"}));
   command
       ->add_option("--preset", o->preset, "11M, 11M-llama, 14M-nope, 200M, 1.3B, 1.3B-pg19, 7B or 7B-swiglu")
       ->check(CLI::IsMember({"11M", "11M-llama", "14M-nope", "200M", "1.3B", "1.3B-pg19", "7B", "7B-swiglu"}))
@@ -371,8 +398,7 @@ void add_bench(CLI::App& program, Run& chosen) {
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   add_device(*command, o->device);
-  command->add_flag("--profile", o->profiled,
-                    "train, decode, generate: also the time of one run by kernel or operator");
+  command->add_flag("--profile", o->profiled, "all but ops: also the time of one run by kernel or operator");
   command->add_flag("--json", o->json, "print one JSON object a line");
   command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
 }

@@ -11,7 +11,6 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
-#include "generate/stepper.h"
 #include "ops/cross_entropy/cross_entropy.h"
 
 namespace megalodon::generate {
@@ -50,15 +49,17 @@ class Batch {
   using Prompts = std::span<const std::vector<std::int32_t>>;
   using Answers = std::vector<std::vector<Answer>>;
 
-  Batch(const model::LanguageModel& model, Prompts prompts, std::vector<std::size_t> problems,
+  // `whole` reads for the batch as long as it keeps its width.
+  Batch(const model::LanguageModel& model, Stepper& whole, Prompts prompts, std::vector<std::size_t> problems,
         const GreedyOptions& options, Answers& answers)
       : model_(model),
         options_(options),
         problems_(std::move(problems)),
         answers_(answers),
         prompts_(at::empty({rows(), static_cast<int64_t>(prompts[problems_[0]].size())}, at::kLong)),
-        state_(model.fresh_state(rows(), prompts_.size(1) + options.bound)),
-        stepper_(model) {
+        state_(model.fresh_state(rows(), capacity(model.device(), prompts_.size(1) + options.bound))),
+        of_less_(model),
+        stepper_(&whole) {
     auto* to = prompts_.mutable_data_ptr<int64_t>();
     for (int64_t row = 0; row < rows(); ++row) {
       const auto& prompt = prompts[problem(row)];
@@ -72,10 +73,11 @@ class Batch {
     const int64_t ahead = model_.device().is_cuda() ? 8 : 1;
     auto picks = pick(model_.next_logits(prompts_.to(model_.device()), state_));
     take(picks.cpu());
+    stepper_->take_over(state_);
     for (int64_t read = 1; read < options_.bound && shrink(picks.tokens);) {
       std::vector<Picks> some;
       for (const int64_t end = std::min(read + ahead, options_.bound); read < end; ++read) {
-        picks = pick(stepper_.step(picks.tokens, state_));
+        picks = pick(stepper_->step(picks.tokens, state_));
         some.push_back(picks);
       }
       for (const auto& each : some) take(each.cpu());
@@ -84,6 +86,10 @@ class Batch {
   }
 
  private:
+  // On a CUDA device batches of like lengths have states of one shape, for which steps are recorded once.
+  static int64_t capacity(at::Device device, int64_t positions) {
+    return device.is_cuda() ? (positions + 63) / 64 * 64 : positions;
+  }
   int64_t width() const { return static_cast<int64_t>(problems_.size()); }
   int64_t rows() const { return model_.stack() * width(); }
   std::size_t problem(int64_t row) const { return problems_[static_cast<std::size_t>(row % width())]; }
@@ -145,6 +151,7 @@ class Batch {
     std::vector<bool> still_running;
     for (const auto row : chosen) still_running.push_back(running_[static_cast<std::size_t>(row)]);
     state_ = state_.select(chosen);
+    stepper_ = &of_less_;
     next = next.index_select(0, at::tensor(chosen, at::kLong).to(next.device()));
     problems_ = std::move(problems);
     running_ = std::move(still_running);
@@ -157,17 +164,17 @@ class Batch {
   Answers& answers_;
   at::Tensor prompts_;  // [R, L]
   model::StreamState state_;
-  Stepper stepper_;
+  Stepper of_less_;
+  Stepper* stepper_;
   std::vector<bool> running_;  // R: answers that have not ended
 };
 
 }  // namespace
 
-std::vector<std::vector<Answer>> greedy_answers(const model::LanguageModel& model,
-                                                std::span<const std::vector<std::int32_t>> prompts,
-                                                const GreedyOptions& options) {
+std::vector<std::vector<Answer>> GreedyDecoder::answer(std::span<const std::vector<std::int32_t>> prompts,
+                                                       const GreedyOptions& options) {
   const at::NoGradGuard no_grad;
-  std::vector<std::vector<Answer>> answers(static_cast<std::size_t>(model.stack()),
+  std::vector<std::vector<Answer>> answers(static_cast<std::size_t>(model_.stack()),
                                            std::vector<Answer>(prompts.size()));
   std::vector<std::size_t> order(prompts.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -180,7 +187,9 @@ std::vector<std::vector<Answer>> greedy_answers(const model::LanguageModel& mode
   for (std::size_t begin = 0, end = 0; begin < order.size(); begin = end) {
     while (end < order.size() && end - begin < most && length(end) == length(begin)) ++end;
     const auto first = order.begin() + static_cast<std::ptrdiff_t>(begin);
-    Batch(model, prompts, {first, first + static_cast<std::ptrdiff_t>(end - begin)}, options, answers).run();
+    Batch(model_, stepper_, prompts, {first, first + static_cast<std::ptrdiff_t>(end - begin)}, options,
+          answers)
+        .run();
   }
   return answers;
 }

@@ -3,6 +3,7 @@
 #include <span>
 #include <vector>
 
+#include "generate/stepper.h"
 #include "model/language_model.h"
 
 namespace megalodon::generate {
@@ -23,8 +24,15 @@ struct GreedyOptions {
 // Answers of every model of a stack (one for ordinary models) to every prompt: answers[m][i]. Prompts of
 // equal length are decoded side by side with cached states; a finished sequence stops costing. The answers
 // are a function of the arguments alone. No prompt may be empty.
-std::vector<std::vector<Answer>> greedy_answers(const model::LanguageModel& model,
-                                                std::span<const std::vector<std::int32_t>> prompts,
-                                                const GreedyOptions& options);
+class GreedyDecoder {
+ public:
+  explicit GreedyDecoder(const model::LanguageModel& model) : model_(model), stepper_(model) {}
+  std::vector<std::vector<Answer>> answer(std::span<const std::vector<std::int32_t>> prompts,
+                                          const GreedyOptions& options);
+
+ private:
+  const model::LanguageModel& model_;
+  Stepper stepper_;  // of whole batches: what it recorded for one serves the next
+};
 
 }  // namespace megalodon::generate

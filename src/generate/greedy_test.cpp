@@ -127,7 +127,7 @@ void expect_equal(const Answer& got, const Answer& expected, const std::string& 
 // The answers of one model, each compared with the definition. Returns how many ended.
 int64_t check_against_definition(const model::LanguageModel& model, const std::vector<Tokens>& prompts,
                                  const GreedyOptions& options) {
-  const auto answers = greedy_answers(model, prompts, options);
+  const auto answers = GreedyDecoder(model).answer(prompts, options);
   EXPECT_EQ(answers.size(), 1u);
   EXPECT_EQ(answers[0].size(), prompts.size());
   int64_t ended = 0;
@@ -181,7 +181,7 @@ TEST(Greedy, AnswersOfAStackAreThoseOfItsModels) {
   for (const int64_t batch : {1, 11, 64}) {
     for (const int64_t bound : {1, 40}) {
       const GreedyOptions options{.end = 5, .bound = bound, .batch = batch};
-      const auto answers = greedy_answers(stack, prompts, options);
+      const auto answers = GreedyDecoder(stack).answer(prompts, options);
       ASSERT_EQ(answers.size(), 3u);
       for (std::size_t k = 0; k < 3; ++k) {
         const Hashes alone({multipliers[k]});
@@ -197,8 +197,8 @@ TEST(Greedy, RepeatsItself) {
   model->set_compute_type(at::kBFloat16);
   const auto prompts = random_prompts(30, 2, 5, 1);
   const GreedyOptions options{.end = 2, .bound = 15, .batch = 8};
-  const auto first = greedy_answers(*model, prompts, options),
-             second = greedy_answers(*model, prompts, options);
+  const auto first = GreedyDecoder(*model).answer(prompts, options),
+             second = GreedyDecoder(*model).answer(prompts, options);
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     EXPECT_EQ(first[0][i].tokens, second[0][i].tokens);
     EXPECT_EQ(first[0][i].mean_log_probability, second[0][i].mean_log_probability);
@@ -207,13 +207,13 @@ TEST(Greedy, RepeatsItself) {
 
 TEST(Greedy, RefusesWhatItCannotAnswer) {
   const auto model = llama_model();
-  EXPECT_TRUE(greedy_answers(*model, {}, {.bound = 3})[0].empty());
+  EXPECT_TRUE(GreedyDecoder(*model).answer({}, {.bound = 3})[0].empty());
   const std::vector<Tokens> prompts{{1, 2}, {}};
-  EXPECT_THROW(greedy_answers(*model, prompts, {.bound = 3}), Error);
+  EXPECT_THROW(GreedyDecoder(*model).answer(prompts, {.bound = 3}), Error);
   auto weight = model->parameters()[0].value;
   const at::NoGradGuard no_grad;
   weight.fill_(std::numeric_limits<float>::quiet_NaN());
-  EXPECT_THROW(greedy_answers(*model, random_prompts(2, 2, 2, 1), {.bound = 3}), Error);
+  EXPECT_THROW(GreedyDecoder(*model).answer(random_prompts(2, 2, 2, 1), {.bound = 3}), Error);
 }
 
 }  // namespace

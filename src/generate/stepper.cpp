@@ -8,11 +8,37 @@
 namespace megalodon::generate {
 namespace {
 
+// Whether `alike` holds for all pairs of tensors of the two states.
+template <class F>
+bool all_tensors(const model::StreamState& a, const model::StreamState& b, const F& alike) {
+  return a.position.defined() && b.position.defined() && alike(a.position, b.position) &&
+         std::ranges::equal(a.tensors, b.tensors, [&](const auto& x, const auto& y) {
+           return x.first == y.first && alike(x.second, y.second);
+         });
+}
 bool share_tensors(const model::StreamState& a, const model::StreamState& b) {
-  if (!a.position.is_same(b.position) || a.tensors.size() != b.tensors.size()) return false;
-  return std::ranges::equal(a.tensors, b.tensors, [](const auto& x, const auto& y) {
-    return x.first == y.first && x.second.is_same(y.second);
+  return all_tensors(a, b, [](const at::Tensor& x, const at::Tensor& y) { return x.is_same(y); });
+}
+bool have_same_shapes(const model::StreamState& a, const model::StreamState& b) {
+  return all_tensors(a, b, [](const at::Tensor& x, const at::Tensor& y) {
+    return x.sizes() == y.sizes() && x.scalar_type() == y.scalar_type();
   });
+}
+
+// Changes with every change of a weight. What a model derives from its weights it may keep, and a recorded
+// step uses what it found.
+uint64_t version_of_weights(const model::LanguageModel& model) {
+  uint64_t version = 0;
+  for (const auto& parameter : model.parameters()) version += parameter.value._version();
+  return version;
+}
+
+void copy_into(const model::StreamState& state, const model::StreamState& from) {
+  state.position.copy_(from.position);
+  for (const auto& [name, tensor] : state.tensors) {
+    const auto& now = from.tensors.at(name);
+    if (!now.is_same(tensor)) tensor.copy_(now);
+  }
 }
 
 }  // namespace
@@ -20,11 +46,15 @@ bool share_tensors(const model::StreamState& a, const model::StreamState& b) {
 void Stepper::read_in_place() {
   auto after = state_;
   logits_.copy_(model_.next_logits(tokens_.unsqueeze(1), after));
-  state_.position.copy_(after.position);
-  for (auto& [name, tensor] : state_.tensors) {
-    const auto& now = after.tensors.at(name);
-    if (!now.is_same(tensor)) tensor.copy_(now);
-  }
+  copy_into(state_, after);
+}
+
+void Stepper::take_over(model::StreamState& state) {
+  const at::NoGradGuard no_grad;
+  if (graph_ == nullptr || !have_same_shapes(state, state_)) return;
+  copy_into(state_, state);
+  state.position = state_.position;
+  state.tensors = state_.tensors;
 }
 
 at::Tensor Stepper::step(const at::Tensor& tokens, model::StreamState& state) {
@@ -38,7 +68,11 @@ at::Tensor Stepper::step(const at::Tensor& tokens, model::StreamState& state) {
     return logits_;
   }
   tokens_.copy_(tokens);
-  if (graph_ == nullptr) graph_ = ops::DeviceGraph::record(model_.device(), [&] { read_in_place(); });
+  const auto weights = version_of_weights(model_);
+  if (graph_ == nullptr || weights != weights_) {
+    graph_ = ops::DeviceGraph::record(model_.device(), [&] { read_in_place(); });
+    weights_ = weights;
+  }
   graph_->replay();
   ++state.lowest;
   ++state.highest;

@@ -19,6 +19,10 @@ class Stepper {
   // `state`; they hold until the next step. Runs without gradients.
   at::Tensor step(const at::Tensor& tokens, model::StreamState& state);
 
+  // `state` moves into the tensors of the last step's state, which is lost, if those have its shapes, so that
+  // what was recorded serves again.
+  void take_over(model::StreamState& state);
+
  private:
   void read_in_place();
 
@@ -26,6 +30,7 @@ class Stepper {
   at::Tensor tokens_, logits_;
   model::StreamState state_;  // shares the tensors of the last step
   std::unique_ptr<ops::DeviceGraph> graph_;
+  uint64_t weights_ = 0;  // the version of the weights that it was recorded with
 };
 
 }  // namespace megalodon::generate

@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "base/error.h"
-#include "generate/greedy.h"
 #include "improve/learner.h"
 
 namespace megalodon::improve {
@@ -24,12 +23,12 @@ Reply Solver::reply(std::span<const int32_t> tokens, bool ended, double log_prob
 }
 
 std::vector<std::vector<Reply>> Solver::solve(std::span<const std::string> prompts,
-                                              tasks::Difficulty difficulty) const {
+                                              tasks::Difficulty difficulty) {
   std::vector<std::vector<int32_t>> tokens;
   for (const auto& prompt : prompts) tokens.push_back(prompt_tokens(tokenizer_, prompt));
   const generate::GreedyOptions options{
       .end = tokenizer_.end_of_document(), .bound = task_.longest_answer(difficulty) + 1, .batch = batch_};
-  const auto answers = generate::greedy_answers(models_, tokens, options);
+  const auto answers = decoder_.answer(tokens, options);
   std::vector<std::vector<Reply>> replies(prompts.size());
   for (const auto& of_model : answers) {
     for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -43,8 +42,8 @@ double Evaluation::mean() const {
   return std::accumulate(accuracy.begin(), accuracy.end(), 0.0) / static_cast<double>(accuracy.size());
 }
 
-Evaluation evaluate(const Solver& solver, const tasks::Task& task, tasks::Difficulty difficulty,
-                    int64_t problems, uint64_t seed) {
+Evaluation evaluate(Solver& solver, const tasks::Task& task, tasks::Difficulty difficulty, int64_t problems,
+                    uint64_t seed) {
   Evaluation result{task.text(difficulty), problems, tasks::is_separable(task, difficulty), {}, {}};
   std::vector<std::string> prompts, targets;
   for (int64_t i = 0; i < problems; ++i) {

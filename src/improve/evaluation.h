@@ -6,6 +6,7 @@
 
 #include "base/json.h"
 #include "data/tokenizer.h"
+#include "generate/greedy.h"
 #include "improve/filters.h"
 #include "model/language_model.h"
 
@@ -17,19 +18,19 @@ class Solver {
   // `batch`: sequences at once, of each model.
   Solver(const model::LanguageModel& models, const data::Tokenizer& tokenizer, const tasks::Task& task,
          int64_t batch)
-      : models_(models), tokenizer_(tokenizer), task_(task), batch_(batch) {}
+      : models_(models), decoder_(models), tokenizer_(tokenizer), task_(task), batch_(batch) {}
 
   int64_t models() const { return models_.stack(); }
   int64_t batch() const { return batch_; }
   // replies[i][m] of model m to prompt i. Decoding stops at the longest true answer of the difficulty and its
   // end; the answers themselves are not asked for.
-  std::vector<std::vector<Reply>> solve(std::span<const std::string> prompts,
-                                        tasks::Difficulty difficulty) const;
+  std::vector<std::vector<Reply>> solve(std::span<const std::string> prompts, tasks::Difficulty difficulty);
 
  private:
   Reply reply(std::span<const int32_t> tokens, bool ended, double log_probability) const;
 
   const model::LanguageModel& models_;
+  generate::GreedyDecoder decoder_;
   const data::Tokenizer& tokenizer_;
   const tasks::Task& task_;
   int64_t batch_;
@@ -53,8 +54,8 @@ struct Evaluation {
   double mean() const;
 };
 
-Evaluation evaluate(const Solver& solver, const tasks::Task& task, tasks::Difficulty difficulty,
-                    int64_t problems, uint64_t seed);
+Evaluation evaluate(Solver& solver, const tasks::Task& task, tasks::Difficulty difficulty, int64_t problems,
+                    uint64_t seed);
 
 Json to_json(const Evaluation& evaluation);
 Evaluation evaluation_from_json(const Json& json, std::string_view where);

@@ -161,7 +161,7 @@ TEST(Improvement, TeachesMegalodonToo) {
 TEST(Evaluation, CountsWholeAnswersAndShowsWhereOnesGoWrong) {
   const TemporaryFolder folder;
   SmallRun run(folder.path());
-  const Solver solver(*run.models, *run.tokenizer, *run.config.task, 8);
+  Solver solver(*run.models, *run.tokenizer, *run.config.task, 8);
   const auto result = evaluate(solver, *run.config.task, run.config.task->difficulty("12"), 9, 3);
   EXPECT_EQ(result.accuracy, (std::vector<double>{0, 0}));  // nothing is learnt yet
   ASSERT_FALSE(result.wrong.empty());
