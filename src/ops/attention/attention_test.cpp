@@ -1,6 +1,7 @@
 #include "ops/attention/attention.h"
 
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 #include <limits>
@@ -65,6 +66,29 @@ TEST(Attention, AgreesWithReferenceOnWideHeads) {
   expect_agreement({2, 256, 1, 1, 256, 512}, options(256, 256));
   expect_agreement({1, 1100, 2, 1, 256, 512}, options(512, 256));
   expect_agreement({1, 768, 1, 1, 256, 768}, options(0, 256));
+}
+
+TEST(Attention, AgreesWithReferenceOnNarrowHeadsAndShortChunks) {
+  for (const int64_t d : {32, 64, 96, 128}) {
+    for (const int64_t L : {2, 15, 16, 17, 56, 128, 255, 256, 257})
+      expect_agreement({1, L, 2, 1, d, d}, options(0, d));
+  }
+  expect_agreement({2, 1, 2, 1, 32, 32}, options(0, 32));
+  expect_agreement({7, 56, 6, 6, 64, 64}, options(0, 64));
+  expect_agreement({7, 17, 6, 2, 32, 32}, options(0, 32));
+  expect_agreement({3, 150, 4, 2, 64, 64}, options(48, 64));
+}
+
+TEST(Attention, IsTheSameInEveryRun) {
+  const auto once = [](const at::Tensor& x) {
+    const auto q = x.detach().clone().set_requires_grad(true);
+    const auto o = from_zero(options(0, 64), attention)({q, q, q})[0];
+    return Tensors{o, torch::autograd::grad({o}, {q}, {x})[0]};
+  };
+  const auto x = testing::random({7, 130, 6, 64}, at::kBFloat16);
+  const auto first = once(x), second = once(x);
+  EXPECT_TRUE(at::equal(first[0], second[0]));
+  EXPECT_TRUE(at::equal(first[1], second[1]));
 }
 
 TEST(Attention, SeesEarlierChunks) {

@@ -7,7 +7,8 @@
 
 // Attention of Megalodon's few and wide heads is matrix products above all. On Hopper GPUs kernels of our own
 // make them (cuda_wide.cu); elsewhere, and in ragged chunks, cuBLAS does, over blocks of queries and the keys
-// up to the block's end, with small kernels between. Small heads go through torch's flash attention.
+// up to the block's end, with small kernels between. Narrow heads in short chunks have kernels of their own
+// too (cuda_small.cu); other narrow heads go through torch's flash attention.
 namespace megalodon::ops {
 namespace {
 using Optional = std::optional<at::Tensor>;
@@ -55,6 +56,24 @@ at::Tensor product_in_float(const at::Tensor& a, const at::Tensor& b) {
 
 bool is_flash(const at::Tensor& q, const at::Tensor& v) {
   return q.scalar_type() == at::kBFloat16 && q.size(3) == v.size(3) && q.size(3) <= 256 && q.size(3) % 8 == 0;
+}
+
+bool is_small(const at::Tensor& q, const at::Tensor& v, int64_t chunk) {
+  const c10::cuda::CUDAGuard guard(q.device());
+  const int64_t L = q.size(1);
+  return q.scalar_type() == at::kBFloat16 && q.size(3) == v.size(3) &&
+         cuda::has_small_kernels(q.size(3), chunk > 0 ? std::min(chunk, L) : L);
+}
+
+cuda::SmallSizes small_sizes(const Chunks& chunks, const at::Tensor& q, const at::Tensor& k, double scale) {
+  return {.count = chunks.count,
+          .length = chunks.length,
+          .first = chunks.first,
+          .step = chunks.step,
+          .H = q.size(2),
+          .Hkv = k.size(2),
+          .width = q.size(3),
+          .scale = static_cast<float>(scale)};
 }
 
 // One head of some chunks.
@@ -231,12 +250,20 @@ Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
              int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
   const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8);
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2);
-  const bool empty = B * L * H * v.size(3) == 0;
-  if (!empty && is_flash(q, v)) return flash_forward(chunks_of(B, L, chunk), q_, k_, v_, scale);
+  const bool empty = B * L * H * v.size(3) == 0, small = is_small(q, v, chunk);
+  if (!empty && !small && is_flash(q, v)) return flash_forward(chunks_of(B, L, chunk), q_, k_, v_, scale);
   const auto o = at::empty({B, L, H, v.size(3)}, q.options());
   const auto lse = at::empty({B, L, H}, q.options().dtype(at::kFloat));
   if (empty) return {o, lse};
   for (const auto& run : chunks_of(B, L, chunk)) {
+    if (small) {
+      launch(q, [&](cudaStream_t stream) {
+        cuda::small_forward(small_sizes(run, q, k, scale), pointer<Bfloat16>(q_), pointer<Bfloat16>(k_),
+                            pointer<Bfloat16>(v_), mutable_pointer<Bfloat16>(o), mutable_pointer<float>(lse),
+                            stream);
+      });
+      continue;
+    }
     if (is_wide(run, q, v)) {
       launch_wide(
           run, q_, k_, v_, scale, false, [&](const auto& sizes, const auto& scratch, cudaStream_t stream) {
@@ -259,18 +286,31 @@ Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
   const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8), d_o_ = aligned(d_o, 8);
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2), Hkv = k.size(2);
   if (o.numel() == 0) return {at::zeros_like(q_), at::zeros_like(k_), at::zeros_like(v_)};
-  if (is_flash(q, v)) return flash_backward(chunks_of(B, L, chunk), q_, k_, v_, o, lse, d_o_, scale);
+  const bool small = is_small(q, v, chunk);
+  if (!small && is_flash(q, v))
+    return flash_backward(chunks_of(B, L, chunk), q_, k_, v_, o, lse, d_o_, scale);
   // Query heads that share a key head give its gradient a part each.
   const auto of_queries = [&](const at::Tensor& x) {
     return H == Hkv ? at::empty_like(x) : at::empty({B, L, H, x.size(3)}, x.options());
   };
   const auto dq = at::empty_like(q_), dk = of_queries(k_), dv = of_queries(v_);
-  const auto delta = at::empty_like(lse);
-  launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
-    cuda::row_products(pointer<T>(o), pointer<T>(d_o_), delta.numel(), o.size(3),
-                       mutable_pointer<float>(delta), stream);
-  });
+  const auto delta = small ? at::Tensor() : at::empty_like(lse);
+  if (!small) {
+    launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
+      cuda::row_products(pointer<T>(o), pointer<T>(d_o_), delta.numel(), o.size(3),
+                         mutable_pointer<float>(delta), stream);
+    });
+  }
   for (const auto& run : chunks_of(B, L, chunk)) {
+    if (small) {
+      launch(q, [&](cudaStream_t stream) {
+        cuda::small_backward(small_sizes(run, q, k, scale), pointer<Bfloat16>(q_), pointer<Bfloat16>(k_),
+                             pointer<Bfloat16>(v_), pointer<Bfloat16>(o), pointer<float>(lse),
+                             pointer<Bfloat16>(d_o_), mutable_pointer<Bfloat16>(dq),
+                             mutable_pointer<Bfloat16>(dk), mutable_pointer<Bfloat16>(dv), stream);
+      });
+      continue;
+    }
     if (is_wide(run, q, v)) {
       launch_wide(run, q_, k_, v_, scale, true,
                   [&](const auto& sizes, const auto& scratch, cudaStream_t stream) {

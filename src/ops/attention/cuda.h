@@ -60,6 +60,24 @@ void wide_backward(const WideSizes& sizes, const Bfloat16* q, const Bfloat16* k,
                    const float* lse, const float* delta, const Bfloat16* d_o, const WideScratch& scratch,
                    Bfloat16* dq, Bfloat16* dk, Bfloat16* dv, cudaStream_t stream);
 
+// Whether narrow heads of that width in chunks of that length, bfloat16, have kernels of their own on the
+// current device.
+bool has_small_kernels(std::int64_t width, std::int64_t length);
+
+// `count` chunks: positions first + i step .. + length - 1 of those of all tensors, [positions, heads, width]
+// at multiples of 16 bytes; lse [positions, H].
+struct SmallSizes {
+  std::int64_t count, length, first, step;
+  std::int64_t H, Hkv, width;
+  float scale;
+};
+void small_forward(const SmallSizes& sizes, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
+                   Bfloat16* o, float* lse, cudaStream_t stream);
+// Gradients for each query head: dk and dv [positions, H, width].
+void small_backward(const SmallSizes& sizes, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
+                    const Bfloat16* o, const float* lse, const Bfloat16* d_o, Bfloat16* dq, Bfloat16* dk,
+                    Bfloat16* dv, cudaStream_t stream);
+
 struct CachedSizes {
   std::int64_t B, L, H, Hkv, dk, dv;
   std::int64_t C;  // slots of the cache
