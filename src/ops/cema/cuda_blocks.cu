@@ -17,7 +17,6 @@ namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kBlocks = 32, kSteps = kBlocks * kBlock, kRun = 4;  // blocks that follow each other in a lane
-constexpr int kPowers = 3;                                        // 8 lanes of kRun blocks
 
 struct Memory {
   // Q, 8 columns at a time: of the upper and the lower 16 steps the high, then the low part.
@@ -25,7 +24,7 @@ struct Memory {
   // E, 4 components at a time: of the first and the last two times 8 steps the real and the imaginary part.
   float4 e[kFeatures][8][32];
   Tile<kSteps>::Memory tile;
-  Pair powers[kFeatures][kPowers][kComponents];
+  RunDecays<3> decays[kFeatures];
   float kernel[kFeatures][kBlock];
   CoefficientMemory coefficients;
 };
@@ -137,12 +136,8 @@ __device__ Fragments make_matrices(const Feature<kBack>& f, int warp, int lane, 
     const int lag = 8 * i + (kBack ? 2 * column - row : row - 2 * column);
     const auto at = [&](int l) { return l >= 0 ? kernel[l] : 0; };
     split(at(lag), at(kBack ? lag + 1 : lag - 1), to.k_high[i], to.k_low[i]);
-    Pair powers[kPowers];
-    make_decays<kRun>(f.decay(4 * i + column), to.decay[i], powers);
-    if (row == 0) {
-#pragma unroll
-      for (int j = 0; j < kPowers; ++j) memory.powers[warp][j][4 * i + column] = powers[j];
-    }
+    const int n = 4 * i + column;
+    to.decay[i] = make_decays<kRun>(f.decay(n), n, row == 0, memory.decays[warp]);
   }
   __syncwarp();
   return to;
@@ -194,13 +189,9 @@ struct Work {
     }
   }
   __device__ void scan(Pair (&s)[4][kRun], Pair (&end)[4]) const {
-    Pair powers[kPowers][4];
-#pragma unroll
-    for (int j = 0; j < kPowers; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) powers[j][i] = memory.powers[warp][j][4 * i + lane % 4];
-    }
-    scan_blocks<4, 8, false>(s, fragments.decay, powers, end, lane);
+    const auto* const of_runs =
+        reinterpret_cast<const Pair(*)[kComponents]>(&memory.decays[warp][0][lane % 4]);
+    scan_blocks<4, 8, false>(s, fragments.decay, of_runs, end, lane);
   }
   // y += X K for 8 steps.
   __device__ void add_lags(const std::uint32_t (&x)[2][2][4], int column, float (&y)[2][4]) const {
@@ -289,12 +280,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto offset = [&](const Walk<kBack>& at) {
     return (at.sequence * s.L + at.first_step()) * s.D + first_feature;
   };
-  Walk<kBack> coming{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves}, now = coming;
-  const auto fetch = [&] {
-    if (coming.sequence < s.B && coming.has(warp)) tile.fetch(x + offset(coming), s.D);
-    coming.next();
+  const auto fetch = [&](const Walk<kBack>& at) {
+    if (at.sequence < s.B && at.has(warp)) tile.fetch(x + offset(at), s.D);
   };
-  fetch();
+  Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves};
+  fetch(now);
   CoefficientMemory& coefficients = memory.coefficients;
   coefficients.read(s, c, first_feature);
   const Feature<kBack> feature{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp],
@@ -312,7 +302,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (to != nullptr) tile.write(to, s.D);
     tile.to_columns();
     __syncwarp();
-    fetch();
+    Walk<kBack> coming = now;
+    coming.next();
+    fetch(coming);
     __syncthreads();
     std::uint32_t in[2][2][4];
     work.read(in);

@@ -17,7 +17,6 @@ namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kSteps = static_cast<int>(kCemaTile), kRun = 4;  // blocks that follow each other in a lane
-constexpr int kPowers = 2;                                     // 4 lanes of kRun blocks
 constexpr int kHalf = kComponents / 2;  // a lane has components lane / 4 of both halves
 constexpr int kLagTiles = 4;            // of 16 x 8 lags
 
@@ -31,7 +30,7 @@ struct Tables {
 struct Memory {
   Tables of_x[kFeatures][2], of_dy[kFeatures][2];  // by half
   Tile<kSteps>::Memory x, dy;
-  Pair powers[kFeatures][kPowers][kComponents];
+  RunDecays<2> decays[kFeatures];
   CoefficientMemory coefficients;
   float lags[kFeatures][kBlock];
 
@@ -79,15 +78,17 @@ __device__ void make_tables(Pair in, Pair q, int lane, Tables& to) {
   }
 }
 
-// A feature of a tile as matrices of 8 blocks x 8 steps: words[t][i] for steps 8 i .. and, in rows 2 c and 2
-// c + 1, blocks 4 c + 2 t and the next; kTransposed: blocks are columns.
-template <bool kTransposed>
+// Matrices of 8 blocks x 8 steps of a feature: those of steps 8 i .. and, in rows 2 c and 2 c + 1, blocks 4 c
+// + 2 t and the next. Lane 8 j + r has row r of the one that is wanted j-th.
+__device__ std::uint32_t row_of_blocks(std::uint32_t column, int lane, int t, int i) {
+  const int row = lane % 8;
+  return column + (row / 2) * Tile<kSteps>::kFourBlocks + (2 * t + row % 2) * 2 * kBlock + i * 16;
+}
+// words[t][i]
 __device__ void read_blocks(std::uint32_t column, int lane, std::uint32_t (&words)[2][4]) {
-  const int row = lane % 8, eighth = lane / 8;
-  const std::uint32_t from =
-      column + row / 2 * Tile<kSteps>::kFourBlocks + row % 2 * 2 * kBlock + eighth * 16;
+  const std::uint32_t from = row_of_blocks(column, lane, 0, lane / 8);
 #pragma unroll
-  for (int t = 0; t < 2; ++t) load_matrices<kTransposed>(words[t], from + t * 4 * kBlock);
+  for (int t = 0; t < 2; ++t) load_matrices<false>(words[t], from + t * 4 * kBlock);
 }
 
 // table [8 components, steps] times the steps of the lane's run of blocks.
@@ -107,7 +108,7 @@ __device__ void multiply_table(const Table& table, const std::uint32_t (&blocks)
 }
 
 __device__ void add(Pair& sum, Pair a, Pair b) {  // conj(a) b
-  sum.re += a.re * b.re + a.im * b.im, sum.im += a.re * b.im - a.im * b.re;
+  sum.re = sum.re + a.re * b.re + a.im * b.im, sum.im = sum.im + a.re * b.im - a.im * b.re;
 }
 __device__ float sum_of_columns(float x) {
   x += __shfl_xor_sync(~0u, x, 1);
@@ -124,7 +125,7 @@ struct Sums {
   __device__ void add_blocks(const Run& s, const Run& r, const Run& h, const Run& g) {
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      p += g[0][k].re * s[0][k].re + g[0][k].im * s[0][k].im;
+      p = p + g[0][k].re * s[0][k].re + g[0][k].im * s[0][k].im;
       add(eta, h[0][k], r[0][k]);
       add(decay, h[0][k], g[0][k]);
     }
@@ -141,12 +142,19 @@ struct Lags {
 
   __device__ static int first_lag(int tile) { return 8 * tile - 8; }
 
-  __device__ void add_blocks(const std::uint32_t (&x)[2][4], const std::uint32_t (&dy)[2][4]) {
+  __device__ void add_blocks(std::uint32_t x_column, std::uint32_t dy_column, int lane) {
+    const int j = lane / 8;
+    const std::uint32_t x_row = row_of_blocks(x_column, lane, j % 2, j / 2);
+    const std::uint32_t dy_row = row_of_blocks(dy_column, lane, j / 2, j % 2);
+    std::uint32_t x[2][4], dy[4];  // [.][2 i + t], [2 t + i]
+#pragma unroll
+    for (int k = 0; k < 2; ++k) load_matrices<true>(x[k], x_row + 32 * k);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      const std::uint32_t left[4] = {dy[0][2 * m], dy[0][2 * m + 1], dy[1][2 * m], dy[1][2 * m + 1]};
+      load_matrices<true>(dy, dy_row + 32 * m);
 #pragma unroll
-      for (int i = 0; i < 2 * m + 2; ++i) multiply_add(of[2 * m - i + 1], left, x[0][i], x[1][i]);
+      for (int i = 0; i < 2 * m + 2; ++i)
+        multiply_add(of[2 * m - i + 1], dy, x[i / 2][i % 2 * 2], x[i / 2][i % 2 * 2 + 1]);
     }
   }
   // dk_l, by lane; scratch of kLagTiles 16 x 8 numbers.
@@ -226,10 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Pair q = own.q[warp][n];
     make_tables<false>({nonzero(own.p[warp][n]), 0}, q, lane, memory.of_x[warp][m]);
     make_tables<true>(conjugate(nonzero(own.eta[warp][n])), conjugate(q), lane, memory.of_dy[warp][m]);
-    Pair powers[kPowers];
-    make_decays<kRun>(q, decay[m], powers);
-#pragma unroll
-    for (int j = 0; j < kPowers; ++j) memory.powers[warp][j][n] = powers[j];
+    decay[m] = make_decays<kRun>(q, n, lane % 4 == 0, memory.decays[warp]);
   }
 
   Sums sums[2];
@@ -251,12 +256,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         fetch(sequence + gridDim.y, 0);
       }
       __syncthreads();
+      lags.add_blocks(x_tile.column(warp), dy_tile.column(warp), lane);
       std::uint32_t x_blocks[2][4], dy_blocks[2][4];
-      read_blocks<true>(x_tile.column(warp), lane, x_blocks);
-      read_blocks<true>(dy_tile.column(warp), lane, dy_blocks);
-      lags.add_blocks(x_blocks, dy_blocks);
-      read_blocks<false>(x_tile.column(warp), lane, x_blocks);
-      read_blocks<false>(dy_tile.column(warp), lane, dy_blocks);
+      read_blocks(x_tile.column(warp), lane, x_blocks);
+      read_blocks(dy_tile.column(warp), lane, dy_blocks);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         Run s, r, h, g;
@@ -265,15 +268,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int k = 0; k < kRun; ++k) h[0][k] = s[0][k], g[0][k] = r[0][k];
         const auto scan = [&]<bool kBack>(Run& state, Pair& from) {
-          Pair powers[kPowers][1];
-#pragma unroll
-          for (int j = 0; j < kPowers; ++j) {
-            const Pair power = memory.powers[warp][j][kHalf * m + lane / 4];
-            powers[j][0] = kBack ? conjugate(power) : power;
-          }
-          const Pair one[1] = {kBack ? conjugate(decay[m]) : decay[m]};
+          const auto* const of_runs =
+              reinterpret_cast<const Pair(*)[kComponents]>(&memory.decays[warp][0][kHalf * m + lane / 4]);
+          const Pair of_block[1] = {decay[m]};
           Pair last[1] = {from};
-          scan_blocks<1, 4, kBack>(state, one, powers, last, lane);
+          scan_blocks<1, 4, kBack>(state, of_block, of_runs, last, lane);
           from = last[0];
         };
         scan.template operator()<false>(h, end[m]);

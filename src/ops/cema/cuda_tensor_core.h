@@ -23,7 +23,7 @@ __device__ inline Pair multiply(Pair a, Pair b) {
   return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
 }
 __device__ inline Pair multiply_add(Pair a, Pair b, Pair c) {
-  return {a.re * b.re - a.im * b.im + c.re, a.re * b.im + a.im * b.re + c.im};
+  return {c.re + a.re * b.re - a.im * b.im, c.im + a.re * b.im + a.im * b.re};
 }
 
 // exponent in 0 .. 31
@@ -37,23 +37,30 @@ __device__ inline Pair power(Pair q, int exponent) {
   return result;
 }
 
-// q^kBlock and that of runs of kRun blocks to the powers 1, 2, 4, .., in float64 between: states are
+// Decays of a feature's components over 1, 2, 4, .. runs of blocks, and, last, zero.
+template <int kPowers>
+using RunDecays = Pair[kPowers + 1][kComponents];
+
+// Writes those of component n, for runs of kRun blocks, and returns q^kBlock. In float64 between: states are
 // multiplied with them along the sequence.
-template <int kRun, int kPowers>
-__device__ void make_decays(Pair q, Pair& of_block, Pair (&of_runs)[kPowers]) {
+template <int kRun, int kRows>
+__device__ Pair make_decays(Pair q, int n, bool writes, Pair (&of_runs)[kRows][kComponents]) {
   double re = q.re, im = q.im;
-  const auto square = [&] {
-    const double next = re * re - im * im;
-    im = 2 * re * im, re = next;
+  const auto square = [&](int times) {
+    for (int i = 0; i < times; ++i) {
+      const double next = re * re - im * im;
+      im = 2 * re * im, re = next;
+    }
     return Pair{static_cast<float>(re), static_cast<float>(im)};
   };
+  static_assert(kBlock == 32 && kRun == 4);
+  const Pair of_block = square(5);
 #pragma unroll
-  for (int i = 1; i < kBlock; i *= 2) of_block = square();
-  of_runs[0] = of_block;
-#pragma unroll
-  for (int i = 1; i < kRun; i *= 2) of_runs[0] = square();
-#pragma unroll
-  for (int i = 1; i < kPowers; ++i) of_runs[i] = square();
+  for (int j = 0; j < kRows; ++j) {
+    const Pair decay = j == kRows - 1 ? Pair{0, 0} : square(j == 0 ? 2 : 1);
+    if (writes) of_runs[j][n] = decay;
+  }
+  return of_block;
 }
 
 // The coefficients of a thread block's features in shared memory, components past N zero.
@@ -155,44 +162,46 @@ __device__ void read_state(Pair (&state)[kCount], int first, int N, const float*
 
 // s[i][k], what block k of this lane's run adds to component i, becomes the state before that block. The runs
 // follow each other from lane to lane, kApart apart, kLanes in all; kBack: from the last run and block to the
-// first. `end` in the last lane is the state before the first run, and becomes in each lane that after its
-// run. powers[j][i] is the decay of 2^j runs.
-template <int kApart, int kLanes, bool kBack, int kCount, int kRun, int kPowers>
-__device__ void scan_blocks(Pair (&s)[kCount][kRun], const Pair (&decay)[kCount],
-                            const Pair (&powers)[kPowers][kCount], Pair (&end)[kCount], int lane) {
+// first, with the conjugated decays. `end` in the last lane is the state before the first run, and becomes in
+// each lane that after its run. of_runs: RunDecays from the lane's first component on, of every fourth.
+template <int kApart, int kLanes, bool kBack, int kCount, int kRun>
+__device__ void scan_blocks(Pair (&s)[kCount][kRun], const Pair (&of_block)[kCount],
+                            const Pair (*of_runs)[kComponents], Pair (&end)[kCount], int lane) {
+  constexpr int kPowers = kLanes == 8 ? 3 : 2;
   static_assert(1 << kPowers == kLanes);
   const int here = lane / kApart % kLanes, place = kBack ? kLanes - 1 - here : here;
   const int before_lane = lane + ((here + (kBack ? 1 : kLanes - 1)) % kLanes - here) * kApart;
   const auto block = [](int k) { return kBack ? kRun - 1 - k : k; };
+  const auto decay = [](Pair of) { return kBack ? conjugate(of) : of; };
+  const auto of_earlier = [](float x, int lanes) {
+    return kBack ? __shfl_down_sync(~0u, x, lanes, kApart * kLanes)
+                 : __shfl_up_sync(~0u, x, lanes, kApart * kLanes);
+  };
   Pair before[kCount];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     Pair sum = s[i][block(0)];
 #pragma unroll
-    for (int k = 1; k < kRun; ++k) sum = multiply_add(decay[i], sum, s[i][block(k)]);
+    for (int k = 1; k < kRun; ++k) sum = multiply_add(decay(of_block[i]), sum, s[i][block(k)]);
     if (place == kLanes - 1) sum = end[i];
     before[i] = {__shfl_sync(~0u, sum.re, before_lane), __shfl_sync(~0u, sum.im, before_lane)};
   }
 #pragma unroll
   for (int j = 0; j < kPowers; ++j) {
-    const int apart = kApart << j;
+    const int row = place >= 1 << j ? j : kPowers;  // nothing is earlier than the first lanes
     Pair earlier[kCount];
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const Pair b = before[i];
-      earlier[i] = kBack ? Pair{__shfl_down_sync(~0u, b.re, apart), __shfl_down_sync(~0u, b.im, apart)}
-                         : Pair{__shfl_up_sync(~0u, b.re, apart), __shfl_up_sync(~0u, b.im, apart)};
-    }
+    for (int i = 0; i < kCount; ++i)
+      earlier[i] = {of_earlier(before[i].re, kApart << j), of_earlier(before[i].im, kApart << j)};
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (place >= 1 << j) before[i] = multiply_add(powers[j][i], earlier[i], before[i]);
-    }
+    for (int i = 0; i < kCount; ++i)
+      before[i] = multiply_add(decay(of_runs[row][4 * i]), earlier[i], before[i]);
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      const Pair after = multiply_add(decay[i], before[i], s[i][block(k)]);
+      const Pair after = multiply_add(decay(of_block[i]), before[i], s[i][block(k)]);
       s[i][block(k)] = before[i];
       before[i] = after;
     }
