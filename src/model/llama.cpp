@@ -6,7 +6,7 @@
 #include <bit>
 #include <cmath>
 
-#include "ops/rms_norm/rms_norm.h"
+#include "ops/add_rms_norm/add_rms_norm.h"
 #include "ops/rope/rope.h"
 #include "ops/swiglu/swiglu.h"
 
@@ -20,11 +20,9 @@ at::Tensor matrix(ParameterMaker& make, const std::string& name, int64_t out, in
   return make.normal(name, {out, in}, deviation);
 }
 
-// The operator scales by 1 + weight; Llama's files hold the whole factor. The residual stream x is float32
-// whatever the compute type: in bfloat16 one of five models of 0.5M parameters did not learn to carry.
-at::Tensor norm(const at::Tensor& x, const at::Tensor& factor, const LlamaConfig& c,
-                at::ScalarType compute_type) {
-  return ops::rms_norm(x, factor - 1, c.rms_norm_eps).to(compute_type);
+ops::AddRmsNorm norm(const Residual& r, const at::Tensor& factor, const LlamaConfig& c,
+                     at::ScalarType compute_type) {
+  return ops::add_rms_norm(r.x, r.added, factor, c.rms_norm_eps, compute_type);
 }
 
 at::Tensor last(const at::Tensor& x) {  // of the positions, dimension 1
@@ -59,14 +57,13 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
   down = weight("mlp.down_proj", D, F);
 }
 
-at::Tensor LlamaBlock::operator()(const at::Tensor& x, const Place& place, bool last_only) const {
-  const auto mixed =
-      project(attention(norm(x, input_norm, c, place.compute_type), place, last_only), wo);  // [B, L, D]
-  const auto h = (last_only ? last(x) : x) + drop(mixed, c.dropout, place.dropout);          // [B, L, D]
-  const auto u = norm(h, post_norm, c, place.compute_type);                                  // [B, L, D]
-  const auto inner = project(u, {{gate}, {up}});
+Residual LlamaBlock::operator()(const Residual& residual, const Place& place, bool last_only) const {
+  const auto [x, u] = norm(residual, input_norm, c, place.compute_type);  // [B, L, D]
+  const auto mixed = drop(project(attention(u, place, last_only), wo), c.dropout, place.dropout);
+  const auto [h, v] = norm({last_only ? last(x) : x, mixed}, post_norm, c, place.compute_type);
+  const auto inner = project(v, {{gate}, {up}});
   const auto hidden = ops::swiglu(inner[0], inner[1]);  // [B, L, F]
-  return h + drop(project(hidden, down), c.dropout, place.dropout);
+  return {h, drop(project(hidden, down), c.dropout, place.dropout)};
 }
 
 at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool last_only) const {
@@ -111,10 +108,10 @@ at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKe
   const int64_t L = tokens.size(1);
   const Place place(tokens, state, dropout, compute_type());
   if (state != nullptr) reserve(*state, state->highest + L);
-  auto x = drop(embed(embedding_, tokens, at::kFloat), c_.dropout, dropout);  // [B, L, D]
+  Residual x{drop(embed(embedding_, tokens, at::kFloat), c_.dropout, dropout), {}};
   for (const auto& block : blocks_) x = block(x, place, last_only && block.layer + 1 == c_.num_hidden_layers);
   if (state != nullptr) state->advance(L);
-  return norm(x, final_norm_, c_, compute_type());
+  return norm(x, final_norm_, c_, compute_type()).normal;
 }
 
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
