@@ -143,8 +143,8 @@ HWY_INLINE float sum_of_lanes(FloatVec v) {
 }
 
 HWY_INLINE FloatVec sigmoid(FloatVec a) {
-  const auto one = hn::Set(kFloat, 1.0f);
-  return hn::Div(one, hn::Add(one, hn::Exp(kFloat, hn::Neg(a))));
+  const auto one = hn::Set(kFloat, 1.0f), most = hn::Set(kFloat, 88.0f);  // beyond, Exp is of no use
+  return hn::Div(one, hn::Add(one, hn::Exp(kFloat, hn::Min(hn::Neg(a), most))));
 }
 
 }  // namespace HWY_NAMESPACE

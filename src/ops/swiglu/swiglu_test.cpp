@@ -21,6 +21,14 @@ TEST(Swiglu, AgreesWithReference) {
   }
 }
 
+TEST(Swiglu, AgreesWithReferenceOnLargeArguments) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    testing::expect_agreement([](const auto& x) { return at::TensorList({swiglu(x[0])}).vec(); },
+                              [](const auto& x) { return at::TensorList({swiglu_reference(x[0])}).vec(); },
+                              {testing::random({17, 33}, type) * 200});
+  }
+}
+
 TEST(Swiglu, GradientsMeetFiniteDifferences) {
   const auto a = testing::random({3, 5}, at::kDouble), b = testing::random({3, 5}, at::kDouble);
   testing::expect_gradients([](const auto& x) { return at::TensorList({swiglu(x[0], x[1])}).vec(); }, {a, b});
