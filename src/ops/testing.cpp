@@ -43,18 +43,6 @@ Tensors differentiable(const Tensors& tensors) {
   return out;
 }
 
-// NaN in all new memory while it lives.
-class PoisonedMemory {
- public:
-  PoisonedMemory() {
-    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
-    at::globalContext().setDeterministicFillUninitializedMemory(true);
-  }
-  ~PoisonedMemory() { at::globalContext().setDeterministicAlgorithms(false, false); }
-  PoisonedMemory(const PoisonedMemory&) = delete;
-  PoisonedMemory& operator=(const PoisonedMemory&) = delete;
-};
-
 Tensors gradients(const Tensors& outputs, const Tensors& inputs, const Tensors& upstream) {
   Tensors roots, seeds;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
@@ -66,6 +54,14 @@ Tensors gradients(const Tensors& outputs, const Tensors& inputs, const Tensors& 
 }
 
 }  // namespace
+
+PoisonedMemory::PoisonedMemory() {
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  at::globalContext().setDeterministicFillUninitializedMemory(true);
+}
+PoisonedMemory::~PoisonedMemory() {
+  at::globalContext().setDeterministicAlgorithms(false, false);
+}
 
 namespace {
 

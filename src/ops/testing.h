@@ -36,6 +36,15 @@ void expect_agreement(const Function& fast, const Function& reference, const Ten
 // complex.
 void expect_gradients(const Function& f, const Tensors& inputs);
 
+// NaN in all new memory while it lives.
+class PoisonedMemory {
+ public:
+  PoisonedMemory();
+  ~PoisonedMemory();
+  PoisonedMemory(const PoisonedMemory&) = delete;
+  PoisonedMemory& operator=(const PoisonedMemory&) = delete;
+};
+
 // Counts the bytes of tensors that are made on its thread while it lives, through what torch reports to its
 // profiler; one at a time.
 class CountedMemory {

@@ -1,0 +1,48 @@
+#include "ops/attention_step/cuda.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "ops/cuda_launch.h"
+
+namespace megalodon::ops {
+namespace {
+
+at::Tensor step(const at::Tensor& z, const at::Tensor& gamma, const at::Tensor& beta, int64_t chunk,
+                double rope_base, double eps, const at::Tensor& v, const at::Tensor& gate,
+                const at::Tensor& start, at::Tensor& ring_k, at::Tensor& ring_v) {
+  const auto z_ = z.contiguous(), gamma_ = gamma.contiguous(), beta_ = beta.contiguous();
+  const auto v_ = aligned(v, 16 / v.element_size()), start_ = start.contiguous();
+  const auto o = at::empty_like(gate);
+  launch_typed(z, [&]<class T>(T*, cudaStream_t stream) {
+    cuda::attention_step<T>({.B = z.size(0),
+                             .H = z.size(2),
+                             .dz = z.size(3),
+                             .dv = v.size(3),
+                             .C = ring_k.size(1),
+                             .chunk = chunk,
+                             .log2_base = std::log2(rope_base),
+                             .eps = static_cast<float>(eps),
+                             .z = pointer<T>(z_),
+                             .v = pointer<T>(v_),
+                             .gate = pointer<T>(gate),
+                             .gamma = pointer<float>(gamma_),
+                             .beta = pointer<float>(beta_),
+                             .start = pointer<int64_t>(start_),
+                             .ring_k = mutable_pointer<T>(ring_k),
+                             .ring_v = mutable_pointer<T>(ring_v),
+                             .o = mutable_pointer<T>(o)},
+                            stream);
+  });
+  return o;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
+  m.impl("attention_step", &step);
+}
+
+}  // namespace megalodon::ops

@@ -1,0 +1,92 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+
+// The kernels of a decoding step are short and each needs what the one before it made. Launched with
+// launch_step one may start while its predecessor still runs: what it does before wait_for_previous()
+// overlaps with that one's end. Until then it may read all that the kernels before its predecessor wrote, but
+// nothing of the predecessor's, and must write nothing.
+namespace megalodon::ops::cuda {
+
+// The successor starts no earlier than here, so that never more than two kernels overlap.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// The blocks of a cluster lie along z. Before Hopper a block is its own cluster.
+__device__ inline unsigned cluster_size() {
+#if __CUDA_ARCH__ >= 900
+  unsigned size;
+  asm("mov.u32 %0, %%cluster_nctaid.z;" : "=r"(size));
+  return size;
+#else
+  return 1;
+#endif
+}
+__device__ inline void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+// The float at `mine` of this block's shared memory in that of another block of the cluster.
+__device__ inline float read_of_block(const float* mine, unsigned block) {
+#if __CUDA_ARCH__ >= 900
+  const auto local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
+  unsigned remote;
+  float value;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
+  return value;
+#else
+  return *mine;
+#endif
+}
+
+inline bool is_hopper() {
+  static const bool yes = [] {
+    int device = 0, major = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    return major >= 9;
+  }();
+  return yes;
+}
+
+struct StepLaunch {
+  dim3 grid;
+  unsigned threads;
+  std::size_t shared_bytes;
+  cudaStream_t stream;
+  unsigned cluster = 1;  // blocks, along z
+};
+
+template <class... P, class... A>
+void launch_step(const StepLaunch& launch, void (*kernel)(P...), A&&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = launch.cluster;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = launch.grid;
+  config.blockDim = dim3(launch.threads);
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = launch.stream;
+  config.attrs = attributes;
+  config.numAttrs = !is_hopper() ? 0 : launch.cluster > 1 ? 2 : 1;
+  cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
+}
+
+}  // namespace megalodon::ops::cuda

@@ -1,0 +1,112 @@
+#include "ops/cuda_device.h"
+#include "ops/cuda_step.h"
+#include "ops/norm_cema_step/cuda.h"
+
+// A block takes a group of features of some streams. `lanes` neighbouring threads share a feature: each has
+// four components of it, in registers for all streams.
+namespace megalodon::ops::cuda {
+namespace {
+
+constexpr int kMostThreads = kMostGroupComponents / 4 * 2;  // lanes are a power of two
+constexpr std::int64_t kMostRows = 8;                       // of blocks, that share the streams
+
+int lanes_of(std::int64_t N) {
+  int lanes = 1;
+  while (lanes * 4 < N) lanes *= 2;
+  return lanes;
+}
+
+// Four components; zero where there are none.
+struct Complex4 {
+  float re[4], im[4];
+};
+__device__ Complex4 load_complex(const float* from, bool there) {
+  Complex4 c{};
+  if (!there) return c;
+  float first[4], second[4];
+  load(from, first);
+  load(from + 4, second);
+  return {{first[0], first[2], second[0], second[2]}, {first[1], first[3], second[1], second[3]}};
+}
+__device__ void store_complex(const Complex4& c, float* to) {
+  const float first[4] = {c.re[0], c.im[0], c.re[1], c.im[1]},
+              second[4] = {c.re[2], c.im[2], c.re[3], c.im[3]};
+  store(first, to);
+  store(second, to + 4);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lanes) {
+  const std::int64_t K = a.D / a.G, group = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % lanes, feature = static_cast<int>(threadIdx.x) / lanes;
+  const bool is_feature = feature < K, is_first = is_feature && lane == 0,
+             has_components = is_feature && 4 * lane < a.N;
+  const std::int64_t d = group * K + (is_feature ? feature : 0);
+  const std::int64_t component = d * a.N + (has_components ? 4 * lane : 0);
+  prefetch(a.p + component), prefetch(a.q + 2 * component), prefetch(a.eta + 2 * component);
+  prefetch(a.weight + d), prefetch(a.bias + d), prefetch(a.omega + d);
+  prefetch(a.h + 2 * (blockIdx.y * a.D * a.N + component));
+  wait_for_previous();
+
+  float p[4] = {};
+  if (has_components) load(a.p + component, p);
+  const Complex4 q = load_complex(a.q + 2 * component, has_components);
+  const Complex4 eta = load_complex(a.eta + 2 * component, has_components);
+  const float weight = 1 + a.weight[d], bias = a.bias[d], omega = a.omega[d];
+  for (std::int64_t b = blockIdx.y; b < a.B; b += gridDim.y) {
+    const float x = to_float(a.x[b * a.D + d]);
+    float* const h_here = a.h + 2 * (b * a.D * a.N + component);
+    Complex4 h = load_complex(h_here, has_components);
+    float* const mean_here = a.mean + b * a.G + group;
+    float* const var_here = a.var + b * a.G + group;
+    const double before = *mean_here, var_before = *var_here;
+    const std::int64_t count = a.count[b];
+
+    float sum[1] = {is_first ? x : 0};
+    block_sum(sum);
+    const float of_step = sum[0] / static_cast<float>(K);
+    sum[0] = is_first ? (x - of_step) * (x - of_step) : 0;
+    block_sum(sum);
+    const double w = 1 / (static_cast<double>(count) + 1), distance = of_step - before;
+    const double mean = before + w * distance;
+    const double var =
+        (1 - w) * var_before + w * (sum[0] / static_cast<double>(K) + (1 - w) * distance * distance);
+    if (threadIdx.x == 0) {
+      *mean_here = static_cast<float>(mean), *var_here = static_cast<float>(var);
+      if (group == 0) a.next_count[b] = count + 1;
+    }
+    const float deviation = 1 / sqrtf(static_cast<float>(var) + a.eps);
+    const T normal = from_float<T>(static_cast<float>(x - mean) * deviation * weight + bias);
+    const float input = to_float(normal);
+
+    float y = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float re = q.re[j] * h.re[j] - q.im[j] * h.im[j] + p[j] * input;
+      h.im[j] = q.re[j] * h.im[j] + q.im[j] * h.re[j];
+      h.re[j] = re;
+      y += eta.re[j] * h.re[j] - eta.im[j] * h.im[j];
+    }
+    if (has_components) store_complex(h, h_here);
+    for (int offset = lanes / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
+    if (is_first) {
+      a.normal[b * a.D + d] = normal;
+      a.y[b * a.D + d] = from_float<T>(y + omega * input);
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void norm_cema_step(const NormCemaStep<T>& a, cudaStream_t stream) {
+  const int lanes = lanes_of(a.N);
+  const dim3 grid(static_cast<unsigned>(a.G), grid_size(a.B, kMostRows));
+  const auto threads = static_cast<unsigned>(ceil_div(a.D / a.G * lanes, 32) * 32);
+  launch_step({grid, threads, 0, stream}, step<T>, a, lanes);
+}
+
+template void norm_cema_step(const NormCemaStep<float>&, cudaStream_t);
+template void norm_cema_step(const NormCemaStep<Bfloat16>&, cudaStream_t);
+
+}  // namespace megalodon::ops::cuda

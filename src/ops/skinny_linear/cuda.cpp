@@ -1,0 +1,54 @@
+#include "ops/skinny_linear/cuda.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "ops/cuda_launch.h"
+
+namespace megalodon::ops {
+namespace {
+using OptionalList = c10::List<std::optional<at::Tensor>>;
+
+std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const OptionalList& up,
+                                const OptionalList& bias, const OptionalList& add,
+                                const OptionalList& norm_weight, const OptionalList& norm_bias,
+                                at::IntArrayRef norm, at::IntArrayRef silu, double eps) {
+  const int64_t in = x[0].size(-1);
+  cuda::SkinnyCall call{};
+  call.layers = static_cast<int>(x.size());
+  call.rows = static_cast<int>(x[0].numel() / in);
+  call.width = in;
+  call.eps = static_cast<float>(eps);
+  std::vector<at::Tensor> held, results;
+  const auto keep = [&](const std::optional<at::Tensor>& t, int64_t elements) {
+    held.push_back(t ? aligned(*t, elements) : at::Tensor());
+    return held.back();
+  };
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    auto shape = x[i].sizes().vec();
+    shape.back() = weight[i].size(0);
+    results.push_back(at::empty(shape, x[i].options()));
+    call.layer[i] = {.x = pointer<Bfloat16>(keep(x[i], 8)),
+                     .weight = pointer<Bfloat16>(keep(weight[i], 8)),
+                     .up = pointer<Bfloat16>(keep(up.get(i), 8)),
+                     .add = pointer<Bfloat16>(keep(add.get(i), 1)),
+                     .bias = pointer<float>(keep(bias.get(i), 1)),
+                     .norm_weight = pointer<float>(keep(norm_weight.get(i), 4)),
+                     .norm_bias = pointer<float>(keep(norm_bias.get(i), 4)),
+                     .y = mutable_pointer<Bfloat16>(results[i]),
+                     .norm = static_cast<InputNorm>(norm[i]),
+                     .silu = silu[i] != 0,
+                     .out = shape.back(),
+                     .first_tile = 0};
+  }
+  launch(x[0], [&](cudaStream_t stream) { cuda::skinny_linear(call, stream); });
+  return results;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
+  m.impl("skinny_linear", &forward);
+}
+
+}  // namespace megalodon::ops

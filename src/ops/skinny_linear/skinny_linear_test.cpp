@@ -1,0 +1,74 @@
+#include "ops/skinny_linear/skinny_linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "ops/testing.h"
+
+namespace megalodon::ops {
+namespace {
+using testing::Tensors;
+
+// A plain layer; norm, bias and sum; an activation; two products in one.
+std::vector<SkinnyLayer> layers_of(const Tensors& t) {
+  return {{.x = t[0], .weight = t[1]},
+          {.x = t[0], .norm = InputNorm::rms, .norm_weight = t[2], .weight = t[1], .bias = t[3], .add = t[4]},
+          {.x = t[0],
+           .norm = InputNorm::layer,
+           .norm_weight = t[2],
+           .norm_bias = t[5],
+           .weight = t[6],
+           .silu = true},
+          {.x = t[7], .weight = t[6], .silu = true, .up = t[8]},
+          {.x = t[7], .norm = InputNorm::rms, .weight = t[6]}};
+}
+
+Tensors inputs(int64_t rows, int64_t in, int64_t out, int64_t more, at::ScalarType type) {
+  const auto vector = [](int64_t size) { return testing::random({size}); };
+  const auto weight = [&](int64_t size) {
+    return testing::random({size, in}, type) / std::sqrt(static_cast<double>(in));
+  };
+  const auto x = [&](int64_t features) { return testing::random({rows, 1, features}, type); };
+  return {x(in), weight(out), vector(in), vector(out), x(out), vector(in), weight(more), x(in), weight(more)};
+}
+
+TEST(SkinnyLinear, AgreesWithReferenceWithoutGradients) {
+  const at::NoGradGuard no_grad;
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t rows : {1, 3, 8, 9, 17, 32, 33}) {
+      for (const auto& [in, out, more] :
+           {std::tuple{32, 1, 7}, {96, 40, 17}, {2048, 70, 16}, {4864, 33, 9}, {50, 6, 3}}) {
+        const auto t = inputs(rows, in, out, more, type);
+        Tensors in64;
+        for (const auto& x : t) in64.push_back(x.cpu().to(at::kDouble));
+        const auto want = skinny_linear_reference(layers_of(in64));
+        const testing::PoisonedMemory poisoned;
+        const auto got = skinny_linear(layers_of(t));
+        for (std::size_t i = 0; i < want.size(); ++i) {
+          ASSERT_EQ(got[i].sizes(), want[i].sizes());
+          EXPECT_LE(testing::relative_error(got[i], want[i]), type == at::kFloat ? 1e-5 : 2e-2)
+              << "layer " << i << " of " << rows << " x " << in << " -> " << want[i].size(-1) << " " << type;
+        }
+      }
+    }
+  }
+}
+
+TEST(SkinnyLinear, IsDifferentiable) {
+  const auto t = inputs(4, 32, 8, 5, at::kFloat);
+  testing::expect_agreement([](const auto& x) { return skinny_linear(layers_of(x)); },
+                            [](const auto& x) { return skinny_linear_reference(layers_of(x)); }, t, 1e-5);
+}
+
+TEST(SkinnyLinear, NamesWhatDoesNotFit) {
+  const auto x = at::zeros({2, 32});
+  testing::expect_error([&] { skinny_linear({{.x = x, .weight = at::zeros({3, 31})}}); },
+                        "[skinny_linear] weight: expected shape [any, 32], got [3, 31]");
+  testing::expect_error(
+      [&] { skinny_linear({{.x = x, .weight = at::zeros({3, 32}), .up = at::zeros({3, 32})}}); },
+      "[skinny_linear] up: expected none without silu, got one");
+}
+
+}  // namespace
+}  // namespace megalodon::ops
