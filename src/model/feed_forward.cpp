@@ -7,6 +7,7 @@
 #include "model/gated_projection.h"
 #include "model/recomputed.h"
 #include "ops/layer_norm/layer_norm.h"
+#include "ops/skinny_linear/skinny_linear.h"
 
 namespace megalodon::model {
 
@@ -31,6 +32,7 @@ FeedForward::FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker
 
 at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residual,
                                    DropoutKeys* dropout) const {
+  if (dropout == nullptr && ops::has_skinny_kernel(y)) return step(y, residual);
   const auto weight = norm_weight.defined() ? std::optional(norm_weight) : std::nullopt;
   const auto bias = norm_bias.defined() ? std::optional(norm_bias) : std::nullopt;
   Recomputed anew;
@@ -42,6 +44,19 @@ at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residu
   auto out = drop(hidden_out, config.dropout, dropout);
   if (alpha.defined()) out = out * alpha.to(out.scalar_type());
   return anew.until_gradient(residual + out);
+}
+
+at::Tensor FeedForward::step(const at::Tensor& y, const at::Tensor& residual) const {
+  const auto hidden = ops::skinny_linear({{.x = y,
+                                           .norm = ops::InputNorm::layer,
+                                           .norm_weight = norm_weight,
+                                           .norm_bias = norm_bias,
+                                           .weight = fc1,
+                                           .silu = true,
+                                           .up = fc3}},
+                                         config.norm_eps)[0];  // [B, L, F]
+  if (!alpha.defined()) return ops::skinny_linear({{.x = hidden, .weight = fc2, .add = residual}})[0];
+  return at::addcmul(residual, project(hidden, fc2), alpha.to(residual.scalar_type()));
 }
 
 }  // namespace megalodon::model

@@ -13,6 +13,10 @@ struct FeedForward {
   FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker& make, const std::string& name);
   // residual + FFN(LayerNorm(y)); y, residual [B, L, D]. The residual is the block's input, not y.
   at::Tensor operator()(const at::Tensor& y, const at::Tensor& residual, DropoutKeys* dropout) const;
+
+ private:
+  // Of few rows, where no gradient is wanted.
+  at::Tensor step(const at::Tensor& y, const at::Tensor& residual) const;
 };
 
 }  // namespace megalodon::model

@@ -1,15 +1,19 @@
 #include "model/gated_attention.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 #include <numbers>
 
 #include "model/gated_projection.h"
 #include "model/recomputed.h"
+#include "ops/attention_step/attention_step.h"
 #include "ops/cema/cema.h"
+#include "ops/norm_cema_step/norm_cema_step.h"
 #include "ops/query_key/query_key.h"
 #include "ops/rms_norm/rms_norm.h"
+#include "ops/skinny_linear/skinny_linear.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/timestep_norm/timestep_norm.h"
 
@@ -56,6 +60,16 @@ Cema::Cema(const MegalodonConfig& config, ParameterMaker& make, const std::strin
 }
 
 Cema::Coefficients Cema::coefficients() const {
+  if (at::GradMode::is_enabled()) return computed();
+  Stamp now;
+  std::size_t i = 0;
+  for (const auto* parameter : {&alpha, &delta, &theta, &gamma})
+    now[i++] = {parameter->const_data_ptr(), static_cast<int64_t>(parameter->_version())};
+  if (!last_ || last_->first != now) last_.emplace(now, computed());
+  return last_->second;
+}
+
+Cema::Coefficients Cema::computed() const {
   const int64_t N = alpha.size(1);
   const auto n = at::arange(1, N + 1, theta.options().requires_grad(false));
   const auto p = at::sigmoid(alpha);  // [D, N]
@@ -100,6 +114,8 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
 }
 
 at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) const {
+  if (place.state != nullptr && place.dropout == nullptr && x.size(1) == 1 && ops::has_skinny_kernel(x))
+    return step(x, place);
   Recomputed anew;
   const auto x_n = anew.add([=, norm = timenorm, index = layer] { return norm(x, place, index); });
   const auto smoothed = cema(x_n, place, layer);  // [B, L, D], as x_n and mx
@@ -119,6 +135,27 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
   const Drop drop_gated(config.hidden_dropout, place.dropout);
   const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2]);  // [B, L, D]
   return anew.until_gradient(x + drop(h, config.dropout, place.dropout));
+}
+
+at::Tensor GatedAttention::step(const at::Tensor& x, const Place& place) const {
+  const auto state = [&](const char* name) -> at::Tensor& { return place.state->layer(layer, name); };
+  const auto heads = [&](const at::Tensor& t) { return t.unflatten(-1, {config.num_heads, -1}); };
+  const auto [p, q, eta] = cema.coefficients();
+  const auto [x_n, smoothed, count] =
+      ops::norm_cema_step(x, {timenorm.weight, timenorm.bias, timenorm.eps, p, q, eta, cema.omega},
+                          {state("norm_count"), state("norm_mean"), state("norm_var")}, state("cema"));
+  state("norm_count") = count;
+  const ops::SkinnyLayer of_mx{.x = smoothed, .norm = ops::InputNorm::rms, .norm_weight = rmsnorm};
+  auto of_z = of_mx, of_r = of_mx, of_h = of_mx;
+  of_z.weight = wz, of_z.bias = bz;
+  of_r.weight = wr, of_r.bias = br, of_r.silu = true;
+  of_h.weight = wh1, of_h.bias = bh1, of_h.add = x;
+  const auto y = ops::skinny_linear({{.x = x_n, .weight = wv, .bias = bv, .silu = true}, of_z, of_r, of_h},
+                                    config.norm_eps);
+  const auto gated =
+      ops::attention_step(heads(y[1]), {gamma, beta, config.chunk_size, config.rope_base, config.norm_eps},
+                          heads(y[0]), y[2], place.start, {state("k"), state("v")});  // [B, 1, E]
+  return ops::skinny_linear({{.x = gated, .weight = wh2, .add = y[3]}})[0];
 }
 
 }  // namespace megalodon::model

@@ -1,4 +1,8 @@
 #pragma once
+#include <array>
+#include <optional>
+#include <utility>
+
 #include "model/layers.h"
 
 namespace megalodon::model {
@@ -27,9 +31,16 @@ struct Cema {
     at::Tensor p;       // [D, N]
     at::Tensor q, eta;  // [D, N] complex
   };
+  // Where no gradient is wanted those of the last call, unless a parameter has changed.
   Coefficients coefficients() const;
   // x [B, L, D]; the state is "LAYER.cema" [B, D, N, 2].
   at::Tensor operator()(const at::Tensor& x, const Place& place, int64_t layer) const;
+
+ private:
+  Coefficients computed() const;
+  // The values of the parameters, by address and version.
+  using Stamp = std::array<std::pair<const void*, int64_t>, 4>;
+  mutable std::optional<std::pair<Stamp, Coefficients>> last_;
 };
 
 // The "mega" sub-block: normalized gated attention inside chunks (arXiv 2404.08801, section 3.3).
@@ -49,6 +60,10 @@ struct GatedAttention {
   GatedAttention(const MegalodonConfig& c, int64_t layer_index, ParameterMaker& make,
                  const std::string& name);
   at::Tensor operator()(const at::Tensor& x, const Place& place) const;  // [B, L, D] -> [B, L, D]
+
+ private:
+  // One position of each stream, going on from a state: in few kernels, where there are kernels.
+  at::Tensor step(const at::Tensor& x, const Place& place) const;
 };
 
 }  // namespace megalodon::model

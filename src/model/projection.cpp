@@ -5,6 +5,7 @@
 
 #include "ops/column_sum/column_sum.h"
 #include "ops/product.h"
+#include "ops/skinny_linear/skinny_linear.h"
 
 namespace megalodon::model {
 namespace {
@@ -85,6 +86,11 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
       biases.push_back(layer.bias);
     }
     weights.push_back(layer.weight);
+  }
+  if (weights[0].dim() == 2 && ops::has_skinny_kernel(x)) {
+    std::vector<ops::SkinnyLayer> skinny;
+    for (const auto& layer : layers) skinny.push_back({.x = x, .weight = layer.weight, .bias = layer.bias});
+    return ops::skinny_linear(skinny);
   }
   if (!at::GradMode::is_enabled()) return values(x, weights, biases, biased);
   return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased);
