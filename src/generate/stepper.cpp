@@ -4,6 +4,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <map>
+#include <vector>
 
 namespace megalodon::generate {
 namespace {
@@ -33,12 +35,18 @@ uint64_t version_of_weights(const model::LanguageModel& model) {
   return version;
 }
 
+// Those of one type by one kernel.
 void copy_into(const model::StreamState& state, const model::StreamState& from) {
-  state.position.copy_(from.position);
-  for (const auto& [name, tensor] : state.tensors) {
-    const auto& now = from.tensors.at(name);
-    if (!now.is_same(tensor)) tensor.copy_(now);
-  }
+  std::map<at::ScalarType, std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>>> pairs;
+  const auto add = [&](const at::Tensor& to, const at::Tensor& value) {
+    if (to.is_same(value)) return;
+    auto& [destinations, values] = pairs[to.scalar_type()];
+    destinations.push_back(to);
+    values.push_back(value);
+  };
+  add(state.position, from.position);
+  for (const auto& [name, tensor] : state.tensors) add(tensor, from.tensors.at(name));
+  for (const auto& [type, of_type] : pairs) at::_foreach_copy_(of_type.first, of_type.second);
 }
 
 }  // namespace

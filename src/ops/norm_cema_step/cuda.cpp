@@ -31,13 +31,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> step(const at::Tensor& x, const a
                              .eta = pointer<float>(eta_),
                              .omega = pointer<float>(omega_),
                              .count = pointer<int64_t>(count_),
-                             .mean = mutable_pointer<float>(mean),
-                             .var = mutable_pointer<float>(var),
+                             .mean = pointer<float>(mean),
+                             .var = pointer<float>(var),
                              .h = mutable_pointer<float>(h),
                              .eps = static_cast<float>(eps),
                              .normal = mutable_pointer<T>(normal),
                              .y = mutable_pointer<T>(y),
-                             .next_count = mutable_pointer<int64_t>(next_count)},
+                             .next_count = mutable_pointer<int64_t>(next_count),
+                             .next_mean = mutable_pointer<float>(mean),
+                             .next_var = mutable_pointer<float>(var)},
                             stream);
   });
   return {normal, y, next_count};

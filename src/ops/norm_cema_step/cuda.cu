@@ -8,7 +8,8 @@ namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kMostThreads = kMostGroupComponents / 4 * 2;  // lanes are a power of two
-constexpr std::int64_t kMostRows = 8;                       // of blocks, that share the streams
+static_assert(kMostThreads >= kMostNormStepFeatures);
+constexpr std::int64_t kMostRows = 8;  // of blocks, that share the streams
 
 int lanes_of(std::int64_t N) {
   int lanes = 1;
@@ -43,23 +44,23 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
              has_components = is_feature && 4 * lane < a.N;
   const std::int64_t d = group * K + (is_feature ? feature : 0);
   const std::int64_t component = d * a.N + (has_components ? 4 * lane : 0);
-  prefetch(a.p + component), prefetch(a.q + 2 * component), prefetch(a.eta + 2 * component);
-  prefetch(a.weight + d), prefetch(a.bias + d), prefetch(a.omega + d);
-  prefetch(a.h + 2 * (blockIdx.y * a.D * a.N + component));
+  prefetch(a.weight + d), prefetch(a.bias + d);
+  if (has_components) {
+    prefetch(a.p + component), prefetch(a.q + 2 * component), prefetch(a.eta + 2 * component);
+    prefetch(a.h + 2 * (blockIdx.y * a.D * a.N + component)), prefetch(a.omega + d);
+  }
   wait_for_previous();
 
   float p[4] = {};
   if (has_components) load(a.p + component, p);
   const Complex4 q = load_complex(a.q + 2 * component, has_components);
   const Complex4 eta = load_complex(a.eta + 2 * component, has_components);
-  const float weight = 1 + a.weight[d], bias = a.bias[d], omega = a.omega[d];
+  const float weight = 1 + a.weight[d], bias = a.bias[d], omega = a.N > 0 ? a.omega[d] : 0;
   for (std::int64_t b = blockIdx.y; b < a.B; b += gridDim.y) {
     const float x = to_float(a.x[b * a.D + d]);
     float* const h_here = a.h + 2 * (b * a.D * a.N + component);
     Complex4 h = load_complex(h_here, has_components);
-    float* const mean_here = a.mean + b * a.G + group;
-    float* const var_here = a.var + b * a.G + group;
-    const double before = *mean_here, var_before = *var_here;
+    const double before = a.mean[b * a.G + group], var_before = a.var[b * a.G + group];
     const std::int64_t count = a.count[b];
 
     float sum[1] = {is_first ? x : 0};
@@ -72,7 +73,8 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
     const double var =
         (1 - w) * var_before + w * (sum[0] / static_cast<double>(K) + (1 - w) * distance * distance);
     if (threadIdx.x == 0) {
-      *mean_here = static_cast<float>(mean), *var_here = static_cast<float>(var);
+      a.next_mean[b * a.G + group] = static_cast<float>(mean);
+      a.next_var[b * a.G + group] = static_cast<float>(var);
       if (group == 0) a.next_count[b] = count + 1;
     }
     const float deviation = 1 / sqrtf(static_cast<float>(var) + a.eps);
@@ -89,10 +91,8 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
     }
     if (has_components) store_complex(h, h_here);
     for (int offset = lanes / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
-    if (is_first) {
-      a.normal[b * a.D + d] = normal;
-      a.y[b * a.D + d] = from_float<T>(y + omega * input);
-    }
+    if (is_first) a.normal[b * a.D + d] = normal;
+    if (is_first && a.N > 0) a.y[b * a.D + d] = from_float<T>(y + omega * input);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "ops/cuda_launch.h"
+#include "ops/norm_cema_step/cuda.h"
 
 namespace megalodon::ops {
 namespace {
@@ -59,8 +60,31 @@ Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Te
   return {y, last_count, last_mean, last_var, step_mean, step_rstd};
 }
 
+// One step.
+Tensors4 run_step(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                  const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var, double eps) {
+  const auto x_ = x.contiguous(), weight_ = weight.contiguous(), bias_ = bias.contiguous();
+  const auto count_ = count.contiguous(), mean_ = mean.contiguous(), var_ = var.contiguous();
+  const auto y = at::empty_like(x_), last_count = at::empty_like(count_), last_mean = at::empty_like(mean_),
+             last_var = at::empty_like(var_);
+  launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
+    cuda::NormCemaStep<T> step{};
+    step.B = x.size(0), step.D = x.size(2), step.G = mean.size(1), step.eps = static_cast<float>(eps);
+    step.x = pointer<T>(x_), step.weight = pointer<float>(weight_), step.bias = pointer<float>(bias_);
+    step.count = pointer<int64_t>(count_);
+    step.mean = pointer<float>(mean_), step.var = pointer<float>(var_);
+    step.normal = mutable_pointer<T>(y), step.next_count = mutable_pointer<int64_t>(last_count);
+    step.next_mean = mutable_pointer<float>(last_mean), step.next_var = mutable_pointer<float>(last_var);
+    cuda::norm_cema_step(step, stream);
+  });
+  return {y, last_count, last_mean, last_var};
+}
+
 Tensors4 infer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& count,
                const at::Tensor& mean, const at::Tensor& var, const Mask& padding_mask, double eps) {
+  const int64_t features = x.size(2) / mean.size(1);
+  if (x.size(1) == 1 && !padding_mask && features >= 2 && features <= cuda::kMostNormStepFeatures)
+    return run_step(x, weight, bias, count, mean, var, eps);
   const auto [y, last_count, last_mean, last_var, step_mean, step_rstd] =
       run_forward(x, weight, bias, count, mean, var, padding_mask, eps, false);
   return {y, last_count, last_mean, last_var};

@@ -107,6 +107,23 @@ TEST(TimestepNorm, AgreesWithReference) {
   }
 }
 
+TEST(TimestepNorm, OneStepAgreesWithReferenceWithoutGradients) {
+  const at::NoGradGuard no_grad;
+  for (auto c : {Case{1, 1, 2048, 64, 7}, {5, 1, 36, 4}, {40, 1, 64, 32, 1000000}, {2, 1, 1300, 2, 3}}) {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      c.type = type;
+      const auto in = inputs(c);
+      Tensors in64;
+      for (const auto& x : in) in64.push_back(x.cpu().to(at::kDouble));
+      const auto want = with(kReference, c, {})(in64);
+      const testing::PoisonedMemory poisoned;
+      const auto got = with(kOperator, c, {})(in);
+      for (std::size_t i = 0; i < want.size(); ++i)
+        EXPECT_LE(testing::relative_error(got[i], want[i]), type == at::kFloat ? 5e-6 : 1.5e-2) << i;
+    }
+  }
+}
+
 TEST(TimestepNorm, AgreesAtEveryScale) {
   for (const double scale : {1e-4, 1e-2, 1e4}) {
     const Case c{2, 100, 32, 4, 0, true, 0, scale};
