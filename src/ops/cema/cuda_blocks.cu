@@ -24,7 +24,7 @@ struct Memory {
   // E, 4 components at a time: of the first and the last two times 8 steps the real and the imaginary part.
   float4 e[kFeatures][8][32];
   Tile<kSteps>::Memory tile;
-  RunDecays<3> decays[kFeatures];
+  Decays<3> decays[kFeatures];
   float kernel[kFeatures][kBlock];
   CoefficientMemory coefficients;
 };
@@ -56,7 +56,7 @@ struct Fragments {
 template <bool kBack>
 __device__ void make_q(const Feature<kBack>& f, int lane, uint4 (&to)[8][32]) {
   const int row = lane / 4, column = lane % 4;
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     // Column `row`, component 4 i + row / 2, real or imaginary, for steps 2 column, 2 column + 1 of every 8.
     const int n = 4 * i + row / 2;
@@ -80,7 +80,7 @@ template <bool kBack>
 __device__ void make_e(const Feature<kBack>& f, int lane, float4 (&to)[8][32]) {
   const int row = lane / 4, column = lane % 4;
   const auto rounded = [](float x) { return __uint_as_float(to_tf32(x)); };
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     const int n = 4 * i + column;  // for step `row` of every 8
     const Pair q = f.decay(n), q8 = power(q, 8);
@@ -102,7 +102,7 @@ template <bool kBack>
 __device__ void make_kernel(const Feature<kBack>& f, int lane, float (&to)[kBlock]) {
   const int row = lane / 4, column = lane % 4;
   float sum[4] = {};
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     const int n = 4 * i + column;
     const Pair q = f.q[n], q8 = power(q, 8);
@@ -119,7 +119,6 @@ __device__ void make_kernel(const Feature<kBack>& f, int lane, float (&to)[kBloc
     sum[j] += __shfl_xor_sync(~0u, sum[j], 2);
     if (column == 0) to[row + 8 * j] = sum[j] + (row + j == 0 ? f.omega : 0);
   }
-  __syncwarp();
 }
 
 template <bool kBack>
@@ -130,16 +129,16 @@ __device__ Fragments make_matrices(const Feature<kBack>& f, int warp, int lane, 
   make_e(f, lane, memory.e[warp]);
   float (&kernel)[kBlock] = memory.kernel[warp];
   make_kernel(f, lane, kernel);
+  if (lane < kComponents) make_decays(f.decay(lane), lane, memory.decays[warp]);
+  __syncwarp();
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     // Steps 2 column, 2 column + 1 in the one direction, `row` in the other.
     const int lag = 8 * i + (kBack ? 2 * column - row : row - 2 * column);
     const auto at = [&](int l) { return l >= 0 ? kernel[l] : 0; };
     split(at(lag), at(kBack ? lag + 1 : lag - 1), to.k_high[i], to.k_low[i]);
-    const int n = 4 * i + column;
-    to.decay[i] = make_decays<kRun>(f.decay(n), n, row == 0, memory.decays[warp]);
+    to.decay[i] = memory.decays[warp][0][4 * i + column];
   }
-  __syncwarp();
   return to;
 }
 

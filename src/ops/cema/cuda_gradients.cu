@@ -30,7 +30,7 @@ struct Tables {
 struct Memory {
   Tables of_x[kFeatures][2], of_dy[kFeatures][2];  // by half
   Tile<kSteps>::Memory x, dy;
-  RunDecays<2> decays[kFeatures];
+  Decays<2> decays[kFeatures];
   CoefficientMemory coefficients;
   float lags[kFeatures][kBlock];
 
@@ -189,7 +189,7 @@ __device__ void write_gradients(const Sums& sums, float p, Pair q, Pair eta, con
   add(dq, {kBlock * last.re, kBlock * last.im}, sums.decay);
   const Pair q4 = power(q, 4);
   Pair before = column == 0 ? Pair{0, 0} : power(q, column - 1), now = power(q, column);
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kBlock / 4; ++i) {
     const int lag = 4 * i + column;
     const float dk = lags[lag];
@@ -227,15 +227,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   fetch(blockIdx.y, 0);
   CoefficientMemory& own = memory.coefficients;
   own.read(shape, c, first_feature);
-  Pair decay[2];
-#pragma unroll
+  if (lane < kComponents) make_decays(own.q[warp][lane], lane, memory.decays[warp]);
+#pragma unroll 1
   for (int m = 0; m < 2; ++m) {
     const int n = kHalf * m + lane / 4;
     const Pair q = own.q[warp][n];
     make_tables<false>({nonzero(own.p[warp][n]), 0}, q, lane, memory.of_x[warp][m]);
     make_tables<true>(conjugate(nonzero(own.eta[warp][n])), conjugate(q), lane, memory.of_dy[warp][m]);
-    decay[m] = make_decays<kRun>(q, n, lane % 4 == 0, memory.decays[warp]);
   }
+  __syncwarp();
+  const Pair decay[2] = {memory.decays[warp][0][lane / 4], memory.decays[warp][0][kHalf + lane / 4]};
 
   Sums sums[2];
   Lags lags;

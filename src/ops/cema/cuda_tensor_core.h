@@ -37,30 +37,27 @@ __device__ inline Pair power(Pair q, int exponent) {
   return result;
 }
 
-// Decays of a feature's components over 1, 2, 4, .. runs of blocks, and, last, zero.
+// Decays of a feature's components over a block, then over 1, 2, 4, .. runs of blocks, and, last, zero.
 template <int kPowers>
-using RunDecays = Pair[kPowers + 1][kComponents];
+using Decays = Pair[kPowers + 2][kComponents];
 
-// Writes those of component n, for runs of kRun blocks, and returns q^kBlock. In float64 between: states are
-// multiplied with them along the sequence.
-template <int kRun, int kRows>
-__device__ Pair make_decays(Pair q, int n, bool writes, Pair (&of_runs)[kRows][kComponents]) {
+// Those of component n, for runs of four blocks. In float64 between: states are multiplied with them along
+// the sequence.
+template <int kRows>
+__device__ void make_decays(Pair q, int n, Pair (&to)[kRows][kComponents]) {
   double re = q.re, im = q.im;
   const auto square = [&](int times) {
+#pragma unroll 1
     for (int i = 0; i < times; ++i) {
       const double next = re * re - im * im;
       im = 2 * re * im, re = next;
     }
     return Pair{static_cast<float>(re), static_cast<float>(im)};
   };
-  static_assert(kBlock == 32 && kRun == 4);
-  const Pair of_block = square(5);
-#pragma unroll
-  for (int j = 0; j < kRows; ++j) {
-    const Pair decay = j == kRows - 1 ? Pair{0, 0} : square(j == 0 ? 2 : 1);
-    if (writes) of_runs[j][n] = decay;
-  }
-  return of_block;
+  static_assert(kBlock == 1 << 5);
+#pragma unroll 1
+  for (int row = 0; row < kRows - 1; ++row) to[row][n] = square(row == 0 ? 5 : row == 1 ? 2 : 1);
+  to[kRows - 1][n] = {0, 0};
 }
 
 // The coefficients of a thread block's features in shared memory, components past N zero.
@@ -163,7 +160,8 @@ __device__ void read_state(Pair (&state)[kCount], int first, int N, const float*
 // s[i][k], what block k of this lane's run adds to component i, becomes the state before that block. The runs
 // follow each other from lane to lane, kApart apart, kLanes in all; kBack: from the last run and block to the
 // first, with the conjugated decays. `end` in the last lane is the state before the first run, and becomes in
-// each lane that after its run. of_runs: RunDecays from the lane's first component on, of every fourth.
+// each lane that after its run. of_runs: Decays from the lane's first component on, every fourth; of_block: a
+// copy of their first row.
 template <int kApart, int kLanes, bool kBack, int kCount, int kRun>
 __device__ void scan_blocks(Pair (&s)[kCount][kRun], const Pair (&of_block)[kCount],
                             const Pair (*of_runs)[kComponents], Pair (&end)[kCount], int lane) {
@@ -188,7 +186,7 @@ __device__ void scan_blocks(Pair (&s)[kCount][kRun], const Pair (&of_block)[kCou
   }
 #pragma unroll
   for (int j = 0; j < kPowers; ++j) {
-    const int row = place >= 1 << j ? j : kPowers;  // nothing is earlier than the first lanes
+    const int row = place >= 1 << j ? j + 1 : kPowers + 1;  // nothing is earlier than the first lanes
     Pair earlier[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
