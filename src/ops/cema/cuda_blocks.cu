@@ -27,6 +27,7 @@ struct Memory {
   Decays<3> decays[kFeatures];
   float kernel[kFeatures][kBlock];
   CoefficientMemory coefficients;
+  Barrier arrived;
 };
 
 // a and b as sums of two bfloat16 numbers each, packed.
@@ -269,9 +270,9 @@ struct Walk {
 // blockIdx.y + gridDim.y, .., from the carried state on. tile_state [B, halves, D, N, 2] or null.
 template <bool kBack>
 __global__ void __launch_bounds__(kThreads, 1)
-    outputs(CemaShape s, CemaCoefficients c, const Bfloat16* x, int halves, const float* carry_in,
-            float* carry_out, float* tile_state, Bfloat16* y) {
-  extern __shared__ uint4 shared[];
+    outputs(CemaShape s, CemaCoefficients c, const __grid_constant__ Boxes x, int halves,
+            const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y) {
+  extern __shared__ __align__(1024) uint4 shared[];
   Memory& memory = *reinterpret_cast<Memory*>(shared);
   const Tile<kSteps> tile(memory.tile);
   const int warp = tile.warp, lane = tile.lane, N = static_cast<int>(s.N);
@@ -280,9 +281,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     return (at.sequence * s.L + at.first_step()) * s.D + first_feature;
   };
   const auto fetch = [&](const Walk<kBack>& at) {
-    if (at.sequence < s.B && at.has(warp)) tile.fetch(x + offset(at), s.D);
+    if (threadIdx.x != 0 || at.sequence >= s.B) return;
+    memory.arrived.expect(sizeof(memory.tile.rows));
+    tile.fetch(x, first_feature, at.first_step(), at.sequence, memory.arrived);
   };
   Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves};
+  if (threadIdx.x == 0) memory.arrived.start();
   fetch(now);
   CoefficientMemory& coefficients = memory.coefficients;
   coefficients.read(s, c, first_feature);
@@ -293,18 +297,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Bfloat16* to = nullptr;  // where the warp's steps of the columns go
   Pair end[4];
-  for (; now.sequence < s.B; now.next()) {
+  for (int parity = 0; now.sequence < s.B; now.next(), parity ^= 1) {
     const std::int64_t row = now.sequence * s.D + d;
     if (now.tile == 0) read_state<4, 4>(end, lane % 4, N, carry_in, row);
-    wait_for_copies();
+    memory.arrived.wait(parity);
     __syncthreads();  // the columns have the last tile's outputs
     if (to != nullptr) tile.write(to, s.D);
     tile.to_columns();
-    __syncwarp();
+    __syncthreads();
     Walk<kBack> coming = now;
     coming.next();
     fetch(coming);
-    __syncthreads();
     std::uint32_t in[2][2][4];
     work.read(in);
     Pair states[4][kRun];
@@ -355,8 +358,8 @@ void cema_blocks(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* 
   const auto kernel = backwards ? outputs<true> : outputs<false>;
   allow_shared_memory(kernel, sizeof(Memory));
   const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
-  kernel<<<grid, kThreads, sizeof(Memory), stream>>>(s, c, x, static_cast<int>(s.L / kCemaTile), carry_in,
-                                                     carry_out, tile_state, y);
+  kernel<<<grid, kThreads, sizeof(Memory), stream>>>(
+      s, c, make_boxes(s, x), static_cast<int>(s.L / kCemaTile), carry_in, carry_out, tile_state, y);
 }
 
 }  // namespace megalodon::ops::cuda

@@ -33,6 +33,7 @@ struct Memory {
   Decays<2> decays[kFeatures];
   CoefficientMemory coefficients;
   float lags[kFeatures][kBlock];
+  Barrier arrived;
 
   // In the place of the warp's tables, when they have been used.
   __device__ float* scratch(int warp) {
@@ -211,19 +212,21 @@ __device__ void write_gradients(const Sums& sums, float p, Pair q, Pair eta, con
 
 // Of features 16 blockIdx.x .., over sequences blockIdx.y, blockIdx.y + gridDim.y, ..
 __global__ void __launch_bounds__(kThreads, 1)
-    gradients(CemaShape shape, CemaCoefficients c, const Bfloat16* x, const Bfloat16* dy, std::int64_t tiles,
-              const float* tile_gradient, std::int64_t rows, float* to) {
-  extern __shared__ uint4 shared[];
+    gradients(CemaShape shape, CemaCoefficients c, const __grid_constant__ Boxes x,
+              const __grid_constant__ Boxes dy, std::int64_t tiles, const float* tile_gradient,
+              std::int64_t rows, float* to) {
+  extern __shared__ __align__(1024) uint4 shared[];
   Memory& memory = *reinterpret_cast<Memory*>(shared);
   const Tile<kSteps> x_tile(memory.x), dy_tile(memory.dy);
   const int warp = x_tile.warp, lane = x_tile.lane, N = static_cast<int>(shape.N);
   const std::int64_t first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
   const auto fetch = [&](std::int64_t sequence, std::int64_t tile) {
-    const std::int64_t from = (sequence * shape.L + tile * kCemaTile) * shape.D + first_feature;
-    if (sequence >= shape.B) return;
-    x_tile.fetch(x + from, shape.D);
-    dy_tile.fetch(dy + from, shape.D);
+    if (threadIdx.x != 0 || sequence >= shape.B) return;
+    memory.arrived.expect(sizeof(memory.x.rows) + sizeof(memory.dy.rows));
+    x_tile.fetch(x, first_feature, tile * kCemaTile, sequence, memory.arrived);
+    dy_tile.fetch(dy, first_feature, tile * kCemaTile, sequence, memory.arrived);
   };
+  if (threadIdx.x == 0) memory.arrived.start();
   fetch(blockIdx.y, 0);
   CoefficientMemory& own = memory.coefficients;
   own.read(shape, c, first_feature);
@@ -240,23 +243,24 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Sums sums[2];
   Lags lags;
+  int parity = 0;
   for (std::int64_t sequence = blockIdx.y; sequence < shape.B; sequence += gridDim.y) {
     Pair end[2];
     read_state<2, kHalf>(end, lane / 4, N, c.h0, sequence * shape.D + d);
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       Pair after[2];
       read_state<2, kHalf>(after, lane / 4, N, tile_gradient, (sequence * tiles + tile) * shape.D + d);
-      wait_for_copies();
+      memory.arrived.wait(parity);
+      parity ^= 1;
       __syncthreads();  // no warp reads the last tile's columns any more
       x_tile.to_columns();
       dy_tile.to_columns();
-      __syncwarp();
+      __syncthreads();
       if (tile + 1 < tiles) {
         fetch(sequence, tile + 1);
       } else {
         fetch(sequence + gridDim.y, 0);
       }
-      __syncthreads();
       lags.add_blocks(x_tile.column(warp), dy_tile.column(warp), lane);
       std::uint32_t x_blocks[2][4], dy_blocks[2][4];
       read_blocks(x_tile.column(warp), lane, x_blocks);
@@ -306,8 +310,8 @@ void cema_blocks_gradients(const CemaShape& s, const CemaCoefficients& c, const 
                            cudaStream_t stream) {
   allow_shared_memory(gradients, sizeof(Memory));
   const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
-  gradients<<<grid, kThreads, sizeof(Memory), stream>>>(s, c, x, dy, s.L / kCemaTile, tile_gradient, rows,
-                                                        sums);
+  gradients<<<grid, kThreads, sizeof(Memory), stream>>>(s, c, make_boxes(s, x), make_boxes(s, dy),
+                                                        s.L / kCemaTile, tile_gradient, rows, sums);
 }
 
 }  // namespace megalodon::ops::cuda

@@ -3,6 +3,7 @@
 
 #include "ops/bfloat16.h"
 #include "ops/cema/cuda.h"
+#include "ops/cema/cuda_boxes.h"
 #include "ops/cema/cuda_warp.h"
 
 // The pieces of CEMA in blocks (cuda_blocks.cu): complex numbers, coefficients, tiles of steps in shared
@@ -107,16 +108,13 @@ struct Tile {
     return warp * kOwn / (4 * kBlock) * kFourBlocks + warp * kOwn % (4 * kBlock) * 2;
   }
 
-  // Starts the copies of the warp's steps; x is the tile's first element in an array [.., D].
-  __device__ void fetch(const Bfloat16* x, std::int64_t D) const {
-    const int step = warp * kOwn + lane / 2, half = lane % 2;
-    x += step * D + 8 * half;
-    const std::uint32_t to = rows + step * 32 + (half ^ (step / 4 % 2)) * 16;
+  // Starts the copies of steps `step` on of a sequence. By one thread.
+  __device__ void fetch(const Boxes& x, std::int64_t feature, std::int64_t step, std::int64_t sequence,
+                        const Barrier& barrier) const {
 #pragma unroll
-    for (int i = 0; i < kOwn / 16; ++i) {
-      copy_async(to + i * 512, x);
-      x += 16 * D;
-    }
+    for (int i = 0; i < kSteps; i += kBoxSteps)
+      copy_box(x, static_cast<int>(feature), static_cast<int>(step) + i, static_cast<int>(sequence),
+               rows + i * 32, barrier);
   }
   // The warp's steps of rows, which have arrived, into the columns.
   __device__ void to_columns() const {

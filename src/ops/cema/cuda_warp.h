@@ -72,12 +72,4 @@ __device__ inline std::uint32_t pack(float first, float second) {
   return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
-// Copies of 16 bytes from device to shared memory, waited for by the thread that started them.
-__device__ inline void copy_async(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 }  // namespace megalodon::ops::cuda
