@@ -94,18 +94,22 @@ Gradients backward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q
   const auto cut = a.has_rest() ? cuda::cema_cut(a.shape, a.first) : cuda::CemaCut{0, 0};
   const int64_t tile_rows = a.has_tiles() ? cuda::cema_block_groups(a.shape) : 0,
                 rows = tile_rows + B * cut.segments;
-  const auto sums = at::empty({5 * N + 1, rows, D}, a.p.options()), dh0 = a.states(1);
+  const auto sums = at::empty({rows, (5 * N + 1) * D}, a.p.options());
+  const auto sums_from = [&, apart = sums.size(1), of_complex = 2 * D * N](int64_t row) {
+    float* const q = mutable_pointer<float>(sums) + row * apart;
+    return cuda::CemaSums{q, q + of_complex, q + 2 * of_complex, q + apart - a.shape.D, apart};
+  };
+  auto dh0 = a.states(1);
   auto after =
       dh_last ? plain(*dh_last) : at::Tensor();  // the gradient of the state after what is left to do
   if (a.has_rest()) {
     const auto at_first = a.has_tiles() ? forward_tiles(a, {}) : at::Tensor();
     const auto segment_state = a.states(cut.segments), span_state = a.states(cut.spans);
     launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
-      cuda::cema_backward(a.shape, a.first, a.coefficients(at_first), pointer<T>(a.x), pointer<T>(dy_),
-                          floats(after),
-                          {mutable_pointer<float>(segment_state), mutable_pointer<float>(span_state),
-                           mutable_pointer<float>(sums), tile_rows, rows},
-                          mutable_pointer<T>(dx), mutable_pointer<float>(dh0), stream);
+      cuda::cema_backward(
+          a.shape, a.first, a.coefficients(at_first), pointer<T>(a.x), pointer<T>(dy_), floats(after),
+          {mutable_pointer<float>(segment_state), mutable_pointer<float>(span_state), sums_from(tile_rows)},
+          mutable_pointer<T>(dx), mutable_pointer<float>(dh0), stream);
     });
     after = dh0;
   }
@@ -114,21 +118,19 @@ Gradients backward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q
     run_blocks(a, dy_, true, after, before, tile_gradient, dx);
     launch(x, [&](cudaStream_t stream) {
       cuda::cema_blocks_gradients(a.shape, a.coefficients(), pointer<Bfloat16>(a.x), pointer<Bfloat16>(dy_),
-                                  floats(tile_gradient), rows, mutable_pointer<float>(sums), stream);
+                                  floats(tile_gradient), sums_from(0), stream);
     });
-    dh0.copy_(before);
+    dh0 = before;
   }
-  const auto total = sums.sum(1, false, at::kDouble).to(at::kFloat).t();  // [D, 5 N + 1]
-  const auto real = [&, n = N](int64_t column) { return total.narrow(1, column, n).contiguous(); };
-  const auto complex = [&, d = D, n = N](int64_t column) {
-    return at::view_as_complex(
-        total.narrow(1, column, 2 * n).clone(at::MemoryFormat::Contiguous).view({d, n, 2}));
+  const auto total = rows == 1 ? sums[0] : sum_of_blocks(sums);
+  const auto complex = [&, d = D, n = N](int64_t which) {
+    return at::view_as_complex(total.narrow(0, which * 2 * d * n, 2 * d * n).view({d, n, 2}));
   };
   return {dx,
-          real(0),
-          complex(N),
-          complex(3 * N),
-          total.select(1, 5 * N).contiguous(),
+          total.narrow(0, 4 * D * N, D * N).view({D, N}),
+          complex(0),
+          complex(1),
+          total.narrow(0, 5 * D * N, D),
           h0 ? at::view_as_complex(dh0.view({B, D, N, 2})) : at::Tensor()};
 }
 

@@ -268,8 +268,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_outputs(CemaShape s, CemaCoefficients coefficients, const T* __restrict__ x,
                      const T* __restrict__ dy, Cut cut, const float* segment_gradient,
-                     const float* span_state, T* __restrict__ dx, float* dh0, float* to,
-                     std::int64_t first_row, std::int64_t rows) {
+                     const float* span_state, T* __restrict__ dx, float* dh0, CemaSums to) {
   __shared__ Complex saved[kRuns][kOwn][kThreads];
   const Place at(s, cut);
   const Coefficients c(s, coefficients, at);
@@ -300,17 +299,16 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (at.segment == 0) write_state(s, dh0, at.b, at, g);
   if (!at.inside) return;
-  const std::int64_t row = first_row + at.b * gridDim.y + at.segment;
-  const auto put = [&](std::int64_t what, float value) { to[(what * rows + row) * s.D + at.d] = value; };
+  const std::int64_t row = (at.b * gridDim.y + at.segment) * to.apart;
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
-    const std::int64_t n = at.n + i;
-    if (n >= s.N) break;
-    put(n, sums.p[i]);
-    put(s.N + 2 * n, sums.q[i].re), put(s.N + 2 * n + 1, sums.q[i].im);
-    put(3 * s.N + 2 * n, sums.eta[i].re), put(3 * s.N + 2 * n + 1, sums.eta[i].im);
+    if (at.n + i >= s.N) break;
+    const std::int64_t n = at.d * s.N + at.n + i;
+    to.p[row + n] = sums.p[i];
+    to.q[row + 2 * n] = sums.q[i].re, to.q[row + 2 * n + 1] = sums.q[i].im;
+    to.eta[row + 2 * n] = sums.eta[i].re, to.eta[row + 2 * n + 1] = sums.eta[i].im;
   }
-  if (at.n == 0) put(5 * s.N, sums.omega);
+  if (at.n == 0) to.omega[row + at.d] = sums.omega;
 }
 
 struct Launch {
@@ -378,7 +376,7 @@ void cema_backward(const CemaShape& s, std::int64_t first, const CemaCoefficient
                                                    static_cast<float*>(nullptr), work.span_state);
   const float* const after = last_gradients(l, s, c, dy, dh_last, work.segment_state, stream);
   backward_outputs<<<l.grid, kThreads, 0, stream>>>(s, c, x, dy, l.cut, after, work.span_state, dx, dh0,
-                                                    work.sums, work.first_row, work.rows);
+                                                    work.sums);
 }
 
 template void cema_forward(const CemaShape&, std::int64_t, const CemaCoefficients&, const float*, float*,

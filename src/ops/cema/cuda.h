@@ -24,13 +24,16 @@ template <class T>
 void cema_forward(const CemaShape& shape, std::int64_t first, const CemaCoefficients& c, const T* x,
                   float* segment_state, T* y, float* h_last, cudaStream_t stream);
 
+// Rows of sums of the gradients of the coefficients: [D, N, 2] twice, [D, N] and [D].
+struct CemaSums {
+  float *q, *eta, *p, *omega;  // of the first row
+  std::int64_t apart;          // numbers from row to row
+};
+
 struct CemaBackwardWork {
   float* segment_state;  // [B, segments, D, N, 2]
   float* span_state;     // [B, spans, D, N, 2]
-  // [5 N + 1, rows, D]: the gradients of p, q, eta (real, imaginary) and omega; B segments rows from
-  // first_row on
-  float* sums;
-  std::int64_t first_row, rows;
+  CemaSums sums;         // B segments rows
 };
 // dh0: the gradient of the state before `first`.
 template <class T>
@@ -48,11 +51,10 @@ std::int64_t cema_block_groups(const CemaShape& shape);
 void cema_blocks(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x, bool backwards,
                  const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y,
                  cudaStream_t stream);
-// The gradients of the coefficients over the tiles, as the first cema_block_groups rows of
-// CemaBackwardWork::sums, [5 N + 1, rows, D], from the states that the backwards cema_blocks carried into
-// each tile.
+// The gradients of the coefficients over the tiles, in cema_block_groups rows, from the states that the
+// backwards cema_blocks carried into each tile.
 void cema_blocks_gradients(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x,
-                           const Bfloat16* dy, const float* tile_gradient, std::int64_t rows, float* sums,
+                           const Bfloat16* dy, const float* tile_gradient, const CemaSums& sums,
                            cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

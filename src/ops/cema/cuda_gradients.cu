@@ -180,7 +180,7 @@ struct Lags {
 
 // The gradients of a component's coefficients from the sums; each lane of a row has every fourth lag.
 __device__ void write_gradients(const Sums& sums, float p, Pair q, Pair eta, const float (&lags)[kBlock],
-                                int lane, int n, int N, std::int64_t apart, float* to) {
+                                int lane, int n, int N, const CemaSums& to) {
   const int column = lane % 4;
   float dp = sums.p / nonzero(p);
   const Pair divisor = nonzero(eta), last = power(q, kBlock - 1);
@@ -204,17 +204,15 @@ __device__ void write_gradients(const Sums& sums, float p, Pair q, Pair eta, con
   dq = {sum_of_columns(dq.re), sum_of_columns(dq.im)};
   deta = {sum_of_columns(deta.re), sum_of_columns(deta.im)};
   if (column != 0 || n >= N) return;
-  const auto put = [&](int what, float value) { to[what * apart] = value; };
-  put(n, dp);
-  put(N + 2 * n, dq.re), put(N + 2 * n + 1, dq.im);
-  put(3 * N + 2 * n, deta.re), put(3 * N + 2 * n + 1, deta.im);
+  to.p[n] = dp;
+  to.q[2 * n] = dq.re, to.q[2 * n + 1] = dq.im;
+  to.eta[2 * n] = deta.re, to.eta[2 * n + 1] = deta.im;
 }
 
 // Of features 16 blockIdx.x .., over sequences blockIdx.y, blockIdx.y + gridDim.y, ..
 __global__ void __launch_bounds__(kThreads, 1)
     gradients(CemaShape shape, CemaCoefficients c, const __grid_constant__ Boxes x,
-              const __grid_constant__ Boxes dy, std::int64_t tiles, const float* tile_gradient,
-              std::int64_t rows, float* to) {
+              const __grid_constant__ Boxes dy, std::int64_t tiles, const float* tile_gradient, CemaSums to) {
   extern __shared__ __align__(1024) uint4 shared[];
   Memory& memory = *reinterpret_cast<Memory*>(shared);
   const Tile<kSteps> x_tile(memory.x), dy_tile(memory.dy);
@@ -292,26 +290,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   memory.lags[warp][lane] = lags.sum(lane, memory.scratch(warp));
   __syncwarp();
-  to += blockIdx.y * shape.D + d;
-  const std::int64_t apart = rows * shape.D;
-  if (lane == 0) to[5 * N * apart] = memory.lags[warp][0];  // of omega
+  const std::int64_t row = blockIdx.y * to.apart;
+  to.p += row + d * N, to.q += row + 2 * d * N, to.eta += row + 2 * d * N;
+  if (lane == 0) to.omega[row + d] = memory.lags[warp][0];
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
     const int n = kHalf * m + lane / 4;
     write_gradients(sums[m], own.p[warp][n], own.q[warp][n], own.eta[warp][n], memory.lags[warp], lane, n, N,
-                    apart, to);
+                    to);
   }
 }
 
 }  // namespace
 
 void cema_blocks_gradients(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x,
-                           const Bfloat16* dy, const float* tile_gradient, std::int64_t rows, float* sums,
+                           const Bfloat16* dy, const float* tile_gradient, const CemaSums& sums,
                            cudaStream_t stream) {
   allow_shared_memory(gradients, sizeof(Memory));
   const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
   gradients<<<grid, kThreads, sizeof(Memory), stream>>>(s, c, make_boxes(s, x), make_boxes(s, dy),
-                                                        s.L / kCemaTile, tile_gradient, rows, sums);
+                                                        s.L / kCemaTile, tile_gradient, sums);
 }
 
 }  // namespace megalodon::ops::cuda
