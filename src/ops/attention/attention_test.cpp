@@ -167,6 +167,11 @@ TEST(Attention, PiecesWithCacheEqualOneCall) {
   expect_same_in_pieces({1, 40, 2, 1, 8, 40}, {0}, {10, 1, 1, 1, 17, 10}, 16, options(8, 8, 1));
   expect_same_in_pieces({1, 90, 1, 1, 8, 6}, {0}, {50, 1, 39}, 90, options(0, 8));
   expect_same_in_pieces({1, 40, 2, 2, 8, 6}, {0}, {9, 1, 30}, 16, options(16, 8, 0, 0.4));
+  expect_same_in_pieces({3, 100, 6, 2, 64, 64}, {0, 64, 1000000000000}, {40, 1, 1, 30, 28}, 32,
+                        options(32, 64));
+  expect_same_in_pieces({1, 300, 2, 1, 64, 128}, {0}, {290, 1, 1, 8}, 512, options(0, 64));
+  expect_same_in_pieces({1, 70, 2, 2, 128, 96}, {0}, {1, 36, 1, 1, 31}, 32, options(16, 128, 1));
+  expect_same_in_pieces({1, 60, 1, 1, 256, 256}, {0}, {57, 1, 2}, 64, options(0, 256));
 }
 
 TEST(Attention, RowsAtDifferentPositionsShareABatch) {
@@ -177,6 +182,7 @@ TEST(Attention, RowsAtDifferentPositionsShareABatch) {
       const AttentionCache cache{testing::random({7, 8, 2, 16}, type), testing::random({7, 8, 2, 24}, type)};
       const auto start = starts({0, 3, 7, 8, 1000000000005, 17, (1LL << 62) + 6});
       const auto got = attention(x[0], x[1], x[2], start, o, cache);
+      EXPECT_TRUE(at::equal(got, attention(x[0], x[1], x[2], start, o, cache)));
       const auto d = [](const at::Tensor& t) { return t.to(at::kDouble); };
       const auto want =
           attention_reference(d(x[0]), d(x[1]), d(x[2]), start, o, AttentionCache{d(cache.k), d(cache.v)});

@@ -339,18 +339,18 @@ Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
 at::Tensor over_cache(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                       const at::Tensor& cache_k, const at::Tensor& cache_v, int64_t chunk,
                       int64_t previous_chunks, double scale) {
-  const auto q_ = q.contiguous(), k_ = k.contiguous(), v_ = v.contiguous(), start_ = start.contiguous();
-  const auto cache_k_ = cache_k.contiguous(), cache_v_ = cache_v.contiguous();
+  const auto in_packs = [](const at::Tensor& x) { return aligned(x, 16 / x.element_size()); };
+  const auto q_ = in_packs(q), k_ = in_packs(k), v_ = in_packs(v), start_ = start.contiguous();
+  const auto cache_k_ = in_packs(cache_k), cache_v_ = in_packs(cache_v);
   const cuda::CachedSizes sizes{
       q.size(0), q.size(1),       q.size(2), k.size(2),       q.size(3),
       v.size(3), cache_k.size(1), chunk,     previous_chunks, static_cast<float>(scale)};
   const auto o = at::empty({sizes.B, sizes.L, sizes.H, sizes.dv}, q.options());
   if (o.numel() == 0) return o;
-  constexpr int64_t kWanted = 264, kMost = 32;  // blocks
-  const int64_t rows = sizes.B * sizes.L * sizes.H, splits = std::clamp<int64_t>(kWanted / rows, 1, kMost);
-  const auto parts =
-      splits > 1 ? at::empty({rows, splits, sizes.dv + 2}, q.options().dtype(at::kFloat)) : at::Tensor();
   launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
+    const int64_t rows = sizes.B * sizes.L * sizes.H, splits = cuda::cached_splits<T>(sizes);
+    const auto parts =
+        splits > 1 ? at::empty({rows, splits, sizes.dv + 2}, q.options().dtype(at::kFloat)) : at::Tensor();
     const cuda::CachedInputs<T> in{pointer<T>(q_),           pointer<T>(k_),       pointer<T>(v_),
                                    pointer<int64_t>(start_), pointer<T>(cache_k_), pointer<T>(cache_v_)};
     cuda::cached_attention(sizes, in, splits, mutable_pointer<float>(parts), mutable_pointer<T>(o), stream);

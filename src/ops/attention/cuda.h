@@ -91,7 +91,10 @@ struct CachedInputs {
   const std::int64_t* start;
   const T *cache_k, *cache_v;
 };
-// o [B, L, H, dv], each query by itself. parts [B L H, splits, dv + 2] is scratch memory where splits > 1.
+// o [B, L, H, dv], each query by itself; all pointers are multiples of 16 bytes. Each query's keys are shared
+// among cached_splits; where those are several, parts [B L H, splits, dv + 2] is scratch memory.
+template <class T>
+std::int64_t cached_splits(const CachedSizes& sizes);
 template <class T>
 void cached_attention(const CachedSizes& sizes, const CachedInputs<T>& in, std::int64_t splits, float* parts,
                       T* o, cudaStream_t stream);
