@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <numbers>
+#include <type_traits>
 
 #include "ops/attention/cuda.h"
 #include "ops/cuda_device.h"
@@ -19,7 +20,7 @@ constexpr float kLog2E = std::numbers::log2e_v<float>;
 // Of a strip [16, 8 n] in fragments: the lane has rows `row` and `row` + 8, of each 8 columns 2 `column` and
 // the next.
 struct Lane {
-  int index = static_cast<int>(threadIdx.x) % 32, row = index / 4, column = index % 4;
+  int index = static_cast<int>(threadIdx.x % 32), row = index / 4, column = index % 4;
 };
 
 // c [16, 8] += a [16, 16] b [16, 8].
@@ -41,7 +42,7 @@ __device__ std::uint32_t pair(float low, float high) {
   return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
-// Rows of D numbers of a head in memory; those from `count` on are zeros.
+// Rows of D numbers of a head in memory, `count` of them.
 template <class T>
 struct Rows {
   T* first;
@@ -49,35 +50,41 @@ struct Rows {
   int count;
 
   __device__ T* pack(int row, int i) const { return first + row * step + 8 * i; }
-  __device__ uint4 read(int row, int i) const {
-    return row < count ? __ldg(reinterpret_cast<const uint4*>(pack(row, i))) : uint4{};
-  }
 };
 
-// Rows of D numbers in shared memory, in packs of 8 in an order in which neither the same pack of 8 rows nor
-// 4 packs of 2 rows share a bank.
+// Rows of D numbers in shared memory, in packs of 8 whose order within runs of kTurned changes from row to
+// row: neither the same pack of 8 rows nor 4 packs of 2 rows share a bank.
 template <int D>
 struct Matrix {
-  static constexpr int kPacks = D / 8;
-  uint4* packs;
+  static constexpr int kPacks = D / 8, kTurned = kPacks % 8 == 0 ? 8 : 4;
+  uint4* packs;  // at a multiple of 128 bytes
 
-  __device__ uint4& at(int row, int pack) const {
-    const int turn = (row >> 1 & 3) | (kPacks % 8 == 0 ? (row & 1) << 2 : 0);
-    return packs[row * kPacks + (pack ^ turn)];
+  __device__ static int place(int row, int pack) {
+    const int turn = (row >> 1 & 3) | (kTurned == 8 ? (row & 1) << 2 : 0);
+    return row * kPacks + (pack ^ turn);
+  }
+  __device__ uint4& at(int row, int pack) const { return packs[place(row, pack)]; }
+  // Where the pack 2 j + `pack`, 0 or 1, of row `first` + `row` is; 8 divides `first`.
+  __device__ std::uint32_t address(int first, int row, int pack, int j = 0) const {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(packs + first * kPacks)) +
+           (16 * place(row, pack) ^ 2 * j % kTurned * 16) + 2 * j / kTurned * kTurned * 16;
   }
   __device__ Matrix after(int rows) const { return {packs + rows * kPacks}; }
 
-  // Starts the block's copies of the first `rows` rows.
-  __device__ void fetch(const Rows<const Bfloat16>& from, int rows) const {
-    const int together = static_cast<int>(blockDim.x) / kPacks, pack = static_cast<int>(threadIdx.x) % kPacks;
-    int row = static_cast<int>(threadIdx.x) / kPacks;
-    if (row >= together) return;
-    for (const Bfloat16* pointer = from.pack(row, pack); row < rows; row += together) {
-      const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(&at(row, pack)));
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(pointer),
-                   "r"(row < from.count ? 16 : 0)
-                   : "memory");
-      pointer += together * from.step;
+  // Starts the warp's copies of a strip's rows; those that are not there become zeros.
+  __device__ void fetch(const Rows<const Bfloat16>& from, int strip) const {
+    const Lane lane;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = strip * kTile + lane.row + 8 * half, bytes = row < from.count ? 16 : 0;
+      const Bfloat16* const packs_of_row = from.pack(row, lane.column);
+#pragma unroll
+      for (int m = 0; m < D / 32; ++m) {
+        asm volatile(
+            "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(0, row, 4 * m + lane.column)),
+            "l"(packs_of_row + 32 * m), "r"(bytes)
+            : "memory");
+      }
     }
   }
 };
@@ -88,11 +95,10 @@ __device__ void finish_copies() {
   __syncthreads();
 }
 
-// Four matrices of 8 rows of a pack, lane i giving the place of row i % 8 of matrix i / 8; transposed, where
-// they are the right side of a product over their rows.
+// Four matrices of 8 rows of a pack, lane i giving the address of row i % 8 of matrix i / 8; transposed,
+// where they are the right side of a product over their rows.
 template <bool kTransposed>
-__device__ void load_matrices(const uint4& place, std::uint32_t (&to)[4]) {
-  const auto from = static_cast<std::uint32_t>(__cvta_generic_to_shared(&place));
+__device__ void load_matrices(std::uint32_t from, std::uint32_t (&to)[4]) {
   if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -116,7 +122,7 @@ struct Strip {
     const Lane lane;
 #pragma unroll
     for (int j = 0; j < D / 16; ++j)
-      load_matrices<false>(x.at(first + lane.index % 16, 2 * j + lane.index / 16), a[j]);
+      load_matrices<false>(x.address(first, lane.index % 16, lane.index / 16, j), a[j]);
   }
 
   // [16, 16]: the products with 16 rows from `row` on.
@@ -130,7 +136,7 @@ struct Strip {
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
       std::uint32_t b[4];
-      load_matrices<false>(x.at(row + lane.index / 16 * 8 + lane.index % 8, 2 * j + lane.index / 8 % 2), b);
+      load_matrices<false>(x.address(row, lane.index / 16 * 8 + lane.index % 8, lane.index / 8 % 2, j), b);
       multiply_add(c[0], a[j], b[0], b[1]);
       multiply_add(c[1], a[j], b[2], b[3]);
     }
@@ -148,11 +154,11 @@ struct Sums {
                                 pair(w[1][2], w[1][3])};
     const Lane lane;
 #pragma unroll
-    for (int j = 0; j < D / 8; j += 2) {
+    for (int j = 0; j < D / 16; ++j) {
       std::uint32_t b[4];
-      load_matrices<true>(x.at(row + lane.index % 16, j + lane.index / 16), b);
-      multiply_add(c[j], a, b[0], b[1]);
-      multiply_add(c[j + 1], a, b[2], b[3]);
+      load_matrices<true>(x.address(row, lane.index % 16, lane.index / 16, j), b);
+      multiply_add(c[2 * j], a, b[0], b[1]);
+      multiply_add(c[2 * j + 1], a, b[2], b[3]);
     }
   }
   // Rows `row` and `row` + 8 of the lane times their factors.
@@ -163,29 +169,22 @@ struct Sums {
       for (int i = 0; i < 4; ++i) c[j][i] *= factor[i / 2];
     }
   }
-  // The strip to rows `first` .. of `to`; its four lanes exchange what each has of a row for whole packs.
+  // The strip to rows `first` .. of `to`. Of two packs the even lanes take the first, the odd ones the
+  // second, so that each has 8 bytes and the four of a row 32 neighbouring ones.
   __device__ void write(const Rows<Bfloat16>& to, int first) const {
     const Lane lane;
-    const bool odd = lane.column % 2, high = lane.column / 2;
-    const auto exchange = [](std::uint32_t& x, std::uint32_t& y, bool second, int distance) {
-      const std::uint32_t other = __shfl_xor_sync(~0u, second ? x : y, distance);
-      (second ? x : y) = other;
-    };
+    const int odd = lane.column % 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first + lane.row + 8 * half;
+      Bfloat16* const place = to.pack(row, odd) + 2 * (lane.column - odd);
 #pragma unroll
-      for (int m = 0; m < D / 32; ++m) {
-        std::uint32_t w[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) w[j] = pair(c[4 * m + j][2 * half], c[4 * m + j][2 * half + 1]);
-        exchange(w[0], w[1], odd, 1);
-        exchange(w[2], w[3], odd, 1);
-        exchange(w[0], w[2], high, 2);
-        exchange(w[1], w[3], high, 2);
-        if (row < to.count)
-          __stwb(reinterpret_cast<uint4*>(to.pack(row, 4 * m + lane.column)),
-                 make_uint4(w[0], w[1], w[2], w[3]));
+      for (int j = 0; j < D / 8; j += 2) {
+        std::uint32_t low = pair(c[j][2 * half], c[j][2 * half + 1]),
+                      high = pair(c[j + 1][2 * half], c[j + 1][2 * half + 1]);
+        const std::uint32_t other = __shfl_xor_sync(~0u, odd ? low : high, 1);
+        (odd ? low : high) = other;
+        if (row < to.count) __stwb(reinterpret_cast<uint2*>(place + 8 * j), make_uint2(low, high));
       }
     }
   }
@@ -194,14 +193,20 @@ struct Sums {
 // The block's head of its chunk.
 struct Head {
   const SmallSizes& s;
-  unsigned H = static_cast<unsigned>(s.H), h = blockIdx.x % H;
+  unsigned H = static_cast<unsigned>(s.H), h = blockIdx.x % H,
+           of_key = h / (H / static_cast<unsigned>(s.Hkv));
   std::int64_t position = s.first + blockIdx.x / H * s.step;
   int length = static_cast<int>(s.length), strips = (length + kTile - 1) / kTile;
 
-  // Of x [positions, heads, D].
+  // Of x [positions, H, D].
   template <int D, class T>
-  __device__ Rows<T> rows(T* x, std::int64_t heads) const {
-    return {x + (position * heads + h / (H / static_cast<unsigned>(heads))) * D, heads * D, length};
+  __device__ Rows<T> rows(T* x) const {
+    return {x + (position * s.H + h) * D, s.H * D, length};
+  }
+  // Of keys or values [positions, Hkv, D].
+  template <int D>
+  __device__ Rows<const Bfloat16> key_rows(const Bfloat16* x) const {
+    return {x + (position * s.Hkv + of_key) * D, s.Hkv * D, length};
   }
   // The number of a query in an array [positions, H].
   __device__ std::int64_t number(int query) const { return (position + query) * s.H + h; }
@@ -211,7 +216,7 @@ struct Head {
   template <class F>
   __device__ void for_strips(F&& f) const {
     const int warps = static_cast<int>(blockDim.x) / 32,
-              warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
+              warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);
     for (int turn = 0;; ++turn) {
       const int strip = turn * warps + (turn % 2 == 0 ? warp : warps - 1 - warp);
       if (strip >= strips) break;
@@ -232,15 +237,17 @@ __device__ void for_tile(float (&c)[2][4], F&& f) {
 }
 
 template <int D>
-__global__ void __maxnreg__(D <= 64 ? 128 : 168)
+__global__ void __maxnreg__(D <= 64 ? 96 : 168)
     forward(SmallSizes s, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v, Bfloat16* o, float* lse) {
-  extern __shared__ uint4 memory[];
+  extern __shared__ __align__(128) uint4 memory[];
   const Head head{s};
   const int rows = head.strips * kTile;
   const Matrix<D> queries{memory}, keys = queries.after(rows), values = keys.after(rows);
-  queries.fetch(head.rows<D>(q, s.H), rows);
-  keys.fetch(head.rows<D>(k, s.Hkv), rows);
-  values.fetch(head.rows<D>(v, s.Hkv), rows);
+  head.for_strips([&](int strip) {
+    queries.fetch(head.rows<D>(q), strip);
+    keys.fetch(head.key_rows<D>(k), strip);
+    values.fetch(head.key_rows<D>(v), strip);
+  });
   finish_copies();
   const Lane lane;
   const float factor = s.scale * kLog2E;
@@ -248,12 +255,11 @@ __global__ void __maxnreg__(D <= 64 ? 128 : 168)
     const Strip<D> query(queries, strip * kTile);
     Sums<D> sums;
     float largest[2] = {-INFINITY, -INFINITY}, total[2] = {};  // of the scores, as powers of two
-#pragma unroll 1
-    for (int tile = 0; tile <= strip; ++tile) {
+    const auto add_tile = [&]<bool kDiagonal>(int tile, std::bool_constant<kDiagonal>) {
       float w[2][4], now[2] = {largest[0], largest[1]}, kept[2];
       query.products(keys, tile * kTile, w);
       for_tile(w, [&](float& x, int half, int row, int column) {
-        x = tile == strip && column > row ? -INFINITY : x * factor;
+        x = kDiagonal && column > row ? -INFINITY : x * factor;
         now[half] = fmaxf(now[half], x);
       });
 #pragma unroll
@@ -270,7 +276,10 @@ __global__ void __maxnreg__(D <= 64 ? 128 : 168)
       });
       sums.scale(kept);
       sums.add(w, values, tile * kTile);
-    }
+    };
+#pragma unroll 1
+    for (int tile = 0; tile < strip; ++tile) add_tile(tile, std::false_type{});
+    add_tile(strip, std::true_type{});
     float factors[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -282,7 +291,7 @@ __global__ void __maxnreg__(D <= 64 ? 128 : 168)
         lse[head.number(row)] = (largest[half] + __log2f(total[half])) * std::numbers::ln2_v<float>;
     }
     sums.scale(factors);
-    sums.write(head.rows<D>(o, s.H), strip * kTile);
+    sums.write(head.rows<D>(o), strip * kTile);
   });
 }
 
@@ -294,15 +303,14 @@ __device__ float product(std::uint32_t a, std::uint32_t b) {
 template <int D>
 struct Shared {
   Matrix<D> queries, keys, values, gradients;
-  float *log_sums, *deltas;  // of each query: lse for powers of two, the product of o and d_o
+  float2* numbers;  // of each query: lse for powers of two, the product of o and d_o
 
   __device__ Shared(uint4* memory, int rows)
       : queries{memory},
         keys(queries.after(rows)),
         values(keys.after(rows)),
         gradients(values.after(rows)),
-        log_sums(reinterpret_cast<float*>(gradients.after(rows).packs)),
-        deltas(log_sums + rows) {}
+        numbers(reinterpret_cast<float2*>(gradients.after(rows).packs)) {}
   static std::int64_t bytes(std::int64_t rows) { return rows * (4 * D * 2 + 2 * 4); }
 };
 
@@ -310,23 +318,28 @@ struct Shared {
 template <int D>
 __device__ void prepare_rows(const Head& head, const Shared<D>& x, const Bfloat16* o, const float* lse,
                              const Bfloat16* d_o, int strip) {
-  const auto outputs = head.rows<D>(o, head.s.H), gradients = head.rows<D>(d_o, head.s.H);
+  const auto outputs = head.rows<D>(o), gradients = head.rows<D>(d_o);
   const Lane lane;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = strip * kTile + lane.row + 8 * half;
-    const float log_sum = row < head.length ? __ldg(lse + head.number(row)) : 0;
+    const bool there = row < head.length;
+    const auto read = [&](const Bfloat16* pack) {
+      return there ? __ldg(reinterpret_cast<const uint4*>(pack)) : uint4{};
+    };
+    const Bfloat16* const gradient = gradients.pack(row, lane.column);
+    const Bfloat16* const output = outputs.pack(row, lane.column);
+    const float log_sum = there ? __ldg(lse + head.number(row)) : 0;
     float delta = 0;
 #pragma unroll
     for (int m = 0; m < D / 32; ++m) {
-      const int pack = 4 * m + lane.column;
-      const uint4 a = gradients.read(row, pack), b = outputs.read(row, pack);
+      const uint4 a = read(gradient + 32 * m), b = read(output + 32 * m);
       delta += product(a.x, b.x) + product(a.y, b.y) + product(a.z, b.z) + product(a.w, b.w);
-      x.gradients.at(row, pack) = a;
+      x.gradients.at(row, 4 * m + lane.column) = a;
     }
     delta += __shfl_xor_sync(~0u, delta, 1);
     delta += __shfl_xor_sync(~0u, delta, 2);
-    if (lane.column == 0) x.log_sums[row] = log_sum * kLog2E, x.deltas[row] = delta;
+    if (lane.column == 0) x.numbers[row] = make_float2(log_sum * kLog2E, delta);
   }
 }
 
@@ -336,26 +349,27 @@ __device__ void backward_queries(const Head& head, const Shared<D>& x, Bfloat16*
   const int first = strip * kTile;
   const Strip<D> query(x.queries, first), gradient(x.gradients, first);
   const Lane lane;
-  const float log_sum[2] = {x.log_sums[first + lane.row], x.log_sums[first + lane.row + 8]};
-  const float delta[2] = {x.deltas[first + lane.row], x.deltas[first + lane.row + 8]};
+  const float2 numbers[2] = {x.numbers[first + lane.row], x.numbers[first + lane.row + 8]};
   Sums<D> sums;
-#pragma unroll 1
-  for (int tile = 0; tile <= strip; ++tile) {
+  const auto add_tile = [&]<bool kDiagonal>(int tile, std::bool_constant<kDiagonal>) {
     float w[2][4], d[2][4];
     query.products(x.keys, tile * kTile, w);
     gradient.products(x.values, tile * kTile, d);
     for_tile(w, [&](float& s, int half, int row, int column) {
-      s = tile == strip && column > row ? 0 : power_of_two(s * scale * kLog2E - log_sum[half]);
+      s = kDiagonal && column > row ? 0 : power_of_two(s * scale * kLog2E - numbers[half].x);
     });
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) d[n][i] = w[n][i] * (d[n][i] - delta[i / 2]);
+      for (int i = 0; i < 4; ++i) d[n][i] = w[n][i] * (d[n][i] - numbers[i / 2].y);
     }
     sums.add(d, x.keys, tile * kTile);
-  }
+  };
+#pragma unroll 1
+  for (int tile = 0; tile < strip; ++tile) add_tile(tile, std::false_type{});
+  add_tile(strip, std::true_type{});
   sums.scale({scale, scale});
-  sums.write(head.rows<D>(dq, head.s.H), first);
+  sums.write(head.rows<D>(dq), first);
 }
 
 template <int D>
@@ -365,47 +379,46 @@ __device__ void backward_keys(const Head& head, const Shared<D>& x, Bfloat16* dk
   const Strip<D> key(x.keys, first), value(x.values, first);
   const Lane lane;
   Sums<D> key_sums, value_sums;
-#pragma unroll 1
-  for (int tile = strip; tile < head.strips; ++tile) {  // of queries: the scores' columns
+  // Of queries: the scores' columns.
+  const auto add_tile = [&]<bool kDiagonal>(int tile, std::bool_constant<kDiagonal>) {
     float w[2][4], d[2][4];
     key.products(x.queries, tile * kTile, w);
     value.products(x.gradients, tile * kTile, d);
-    float2 log_sum[2], delta[2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const int query = tile * kTile + 8 * n + 2 * lane.column;
-      log_sum[n] = *reinterpret_cast<const float2*>(x.log_sums + query);
-      delta[n] = *reinterpret_cast<const float2*>(x.deltas + query);
-    }
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
+      const int query = 8 * n + 2 * lane.column;
+      const float4 both = *reinterpret_cast<const float4*>(x.numbers + tile * kTile + query);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = lane.row + i / 2 * 8, column = 8 * n + 2 * lane.column + i % 2;
-        const float log = i % 2 == 0 ? log_sum[n].x : log_sum[n].y;
-        w[n][i] = tile == strip && row > column ? 0 : power_of_two(w[n][i] * scale * kLog2E - log);
-        d[n][i] = w[n][i] * (d[n][i] - (i % 2 == 0 ? delta[n].x : delta[n].y));
+        const bool hidden = kDiagonal && lane.row + i / 2 * 8 > query + i % 2;
+        w[n][i] = hidden ? 0 : power_of_two(w[n][i] * scale * kLog2E - (i % 2 == 0 ? both.x : both.z));
+        d[n][i] = w[n][i] * (d[n][i] - (i % 2 == 0 ? both.y : both.w));
       }
     }
     value_sums.add(w, x.gradients, tile * kTile);
     key_sums.add(d, x.queries, tile * kTile);
-  }
+  };
+  add_tile(strip, std::true_type{});
+#pragma unroll 1
+  for (int tile = strip + 1; tile < head.strips; ++tile) add_tile(tile, std::false_type{});
   key_sums.scale({scale, scale});
-  key_sums.write(head.rows<D>(dk, head.s.H), first);
-  value_sums.write(head.rows<D>(dv, head.s.H), first);
+  key_sums.write(head.rows<D>(dk), first);
+  value_sums.write(head.rows<D>(dv), first);
 }
 
 template <int D>
-__global__ void __maxnreg__(D <= 64 ? 168 : 255)
+__global__ void __maxnreg__(D <= 64 ? 128 : 255)
     backward(SmallSizes s, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v, const Bfloat16* o,
              const float* lse, const Bfloat16* d_o, Bfloat16* dq, Bfloat16* dk, Bfloat16* dv) {
-  extern __shared__ uint4 memory[];
+  extern __shared__ __align__(128) uint4 memory[];
   const Head head{s};
   const int rows = head.strips * kTile;
   const Shared<D> x(memory, rows);
-  x.queries.fetch(head.rows<D>(q, s.H), rows);
-  x.keys.fetch(head.rows<D>(k, s.Hkv), rows);
-  x.values.fetch(head.rows<D>(v, s.Hkv), rows);
+  head.for_strips([&](int strip) {
+    x.queries.fetch(head.rows<D>(q), strip);
+    x.keys.fetch(head.key_rows<D>(k), strip);
+    x.values.fetch(head.key_rows<D>(v), strip);
+  });
   head.for_strips([&](int strip) { prepare_rows(head, x, o, lse, d_o, strip); });
   finish_copies();
   head.for_strips([&](int strip) { backward_queries(head, x, dq, strip); });
