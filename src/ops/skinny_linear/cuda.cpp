@@ -17,7 +17,7 @@ std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const O
   cuda::SkinnyCall call{};
   call.layers = static_cast<int>(x.size());
   call.rows = static_cast<int>(x[0].numel() / in);
-  call.width = in;
+  call.width = static_cast<int>(in);
   call.eps = static_cast<float>(eps);
   std::vector<at::Tensor> held, results;
   const auto keep = [&](const std::optional<at::Tensor>& t, int64_t elements) {
@@ -38,7 +38,7 @@ std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const O
                      .y = mutable_pointer<Bfloat16>(results[i]),
                      .norm = static_cast<InputNorm>(norm[i]),
                      .silu = silu[i] != 0,
-                     .out = shape.back(),
+                     .out = static_cast<int>(shape.back()),
                      .first_tile = 0};
   }
   launch(x[0], [&](cudaStream_t stream) { cuda::skinny_linear(call, stream); });

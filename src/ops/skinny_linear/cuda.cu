@@ -5,8 +5,8 @@
 
 // Products of few rows are the reading of their weights. A block makes 16 outputs of all rows, or 8 where
 // each is of two products; its warps share the features, and each reads its weights straight into the
-// registers from which the tensor cores take them: before x is there, as many as fit. As the order of a sum's
-// terms is free, the two operands agree that a thread has 8 neighbouring features.
+// registers from which the tensor cores take them: the first before x is there, others as there is room. As
+// the order of a sum's terms is free, the two operands agree that a thread has 8 neighbouring features.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -18,12 +18,18 @@ template <int N>
 constexpr int kInFlight = N == 1 ? 8 : 4;
 template <int N>
 constexpr int kMostWarps = N == 4 ? 12 : 16;
+// Few rows of x wait in shared memory; many would not fit, but stay in the first cache.
+template <int N>
+constexpr bool kIsStaged = N == 1;
 
-__device__ uint4 stream_weights(const Bfloat16* from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
+// 8 weights, or zeros.
+__device__ uint4 stream_weights(const Bfloat16* from, bool there) {
+  uint4 v{0, 0, 0, 0};
+  asm volatile(
+      "{\n\t.reg .pred there;\n\tsetp.ne.s32 there, %5, 0;\n\t"
+      "@there ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(from), "r"(static_cast<int>(there)));
   return v;
 }
 
@@ -57,149 +63,216 @@ __device__ float2 moments(const Bfloat16* x, int width, InputNorm norm, float ep
   return {mean, 1 / sqrtf(warp_sum(squares) * scale + eps)};
 }
 
-// The rows of x, normalised, in shared memory; for all threads of the block.
-__device__ void normalise(const SkinnyCall& c, const SkinnyLayer& layer, Bfloat16* to) {
+__device__ bool has_same_input(const SkinnyLayer& a, const SkinnyLayer& b) {
+  return a.x == b.x && a.norm == b.norm && a.norm_weight == b.norm_weight && a.norm_bias == b.norm_bias;
+}
+
+__device__ void prefetch_norm(const SkinnyCall& c, const SkinnyLayer& layer) {
+  if (layer.norm == InputNorm::none) return;
+  for (int i = static_cast<int>(threadIdx.x) * 32; i < c.width; i += static_cast<int>(blockDim.x) * 32) {
+    if (layer.norm_weight != nullptr) prefetch(layer.norm_weight + i);
+    if (layer.norm_bias != nullptr) prefetch(layer.norm_bias + i);
+  }
+}
+
+// In shared memory a row of x is followed by 16 bytes of nothing, so that rows lie in other banks.
+__host__ __device__ int staged_width(int width) {
+  return width + 8;
+}
+
+// The rows of x, normalised if need be, into shared memory; for all threads of the block.
+__device__ void stage(const SkinnyCall& c, const SkinnyLayer& layer, Bfloat16* to) {
   __shared__ float2 row_moments[kMostSkinnyNormRows];
-  const int width = static_cast<int>(c.width), threads = static_cast<int>(blockDim.x);
-  for (int row = static_cast<int>(threadIdx.x) / 32; row < c.rows; row += threads / 32) {
+  const int width = c.width, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  for (int row = thread / 32; layer.norm != InputNorm::none && row < c.rows; row += threads / 32) {
     const float2 m = moments(layer.x + row * width, width, layer.norm, c.eps);
-    if (threadIdx.x % 32 == 0) row_moments[row] = m;
+    if (thread % 32 == 0) row_moments[row] = m;
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x) * 4; i < c.rows * width; i += threads * 4) {
-    const int row = i / width, feature = i % width;
-    float v[4], weight[4], bias[4];
-    load(layer.x + i, v);
-    if (layer.norm_weight != nullptr) load(layer.norm_weight + feature, weight);
-    if (layer.norm_bias != nullptr) load(layer.norm_bias + feature, bias);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      v[j] = (v[j] - row_moments[row].x) * row_moments[row].y;
-      if (layer.norm_weight != nullptr) v[j] *= 1 + weight[j];
-      if (layer.norm_bias != nullptr) v[j] += bias[j];
+  for (int row = 0; row < c.rows; ++row) {
+    const Bfloat16* const x = layer.x + row * width;
+    Bfloat16* const staged = to + row * staged_width(width);
+    if (layer.norm == InputNorm::none) {
+      for (int i = thread * 8; i < width; i += threads * 8)
+        *reinterpret_cast<uint4*>(staged + i) = *reinterpret_cast<const uint4*>(x + i);
+      continue;
     }
-    store(v, to + i);
+    for (int i = thread * 4; i < width; i += threads * 4) {
+      float v[4], weight[4], bias[4];
+      load(x + i, v);
+      if (layer.norm_weight != nullptr) load(layer.norm_weight + i, weight);
+      if (layer.norm_bias != nullptr) load(layer.norm_bias + i, bias);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        v[j] = (v[j] - row_moments[row].x) * row_moments[row].y;
+        if (layer.norm_weight != nullptr) v[j] *= 1 + weight[j];
+        if (layer.norm_bias != nullptr) v[j] += bias[j];
+      }
+      store(v, staged + i);
+    }
   }
   __syncthreads();
 }
 
-template <int N>
-__global__ void __launch_bounds__(kMostWarps<N> * 32) forward(const __grid_constant__ SkinnyCall c) {
-  constexpr int P = kInFlight<N>, kColumns = 8 * N;
-  extern __shared__ __align__(16) float sums[];  // [warps, rows, kTile], then normalised rows [rows, width]
-  int index = 0;
-  while (index + 1 < c.layers && blockIdx.x >= c.layer[index + 1].first_tile) ++index;
-  const SkinnyLayer& layer = c.layer[index];
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int lane = thread % 32, warp = thread / 32, warps = threads / 32;
-  const int g = lane / 4, t = lane % 4;  // row of a fragment, and place in it
-  const bool paired = layer.up != nullptr;
-  const int outputs = paired ? kTile / 2 : kTile;
-  const std::int64_t first = std::int64_t{blockIdx.x - layer.first_tile} * outputs;
-  const auto weights_of = [&](const Bfloat16* weight, std::int64_t out) {
-    return weight + min(out, layer.out - 1) * c.width + 8 * t;
-  };
-  const Bfloat16* const low = weights_of(layer.weight, first + g);
-  const Bfloat16* const high = weights_of(paired ? layer.up : layer.weight, first + g + (paired ? 0 : 8));
-  const int chunks = static_cast<int>(c.width / kChunk);
+// 16 outputs of a layer, from `first` on, or 8 of two products.
+struct Tile {
+  const SkinnyLayer* layer;
+  int outputs, first;
 
-  uint4 a[P][2];
-  const auto read_weights = [&](int begin) {
-#pragma unroll
-    for (int i = 0; i < P; ++i) {
-      a[i][0] = a[i][1] = uint4{0, 0, 0, 0};
-      if (begin + i < chunks) {
-        a[i][0] = stream_weights(low + std::int64_t{begin + i} * kChunk);
-        a[i][1] = stream_weights(high + std::int64_t{begin + i} * kChunk);
-      }
-    }
-  };
-  read_weights(warp * P);
-  // What a thread finishes is of one output, of several rows.
-  const std::int64_t out = first + thread % outputs;
-  const bool has_output = out < layer.out;
-  const float bias = layer.bias != nullptr && has_output ? layer.bias[out] : 0;
-  for (int line = thread; layer.norm != InputNorm::none && line * 32 < c.width; line += threads) {
-    if (layer.norm_weight != nullptr) prefetch(layer.norm_weight + line * 32);
-    if (layer.norm_bias != nullptr) prefetch(layer.norm_bias + line * 32);
+  __device__ Tile(const SkinnyCall& c, unsigned index) {
+    int i = 0;
+    while (i + 1 < c.layers && index >= c.layer[i + 1].first_tile) ++i;
+    layer = &c.layer[i];
+    outputs = layer->up != nullptr ? kTile / 2 : kTile;
+    first = static_cast<int>(index - layer->first_tile) * outputs;
   }
-  wait_for_previous();
-  const auto added = [&](int row) {
-    return layer.add != nullptr && has_output && row < c.rows ? to_float(layer.add[row * layer.out + out])
-                                                              : 0;
-  };
-  const float first_added = added(thread / outputs);
-  const Bfloat16* x = layer.x;
-  if (layer.norm != InputNorm::none) {
-    auto* const rows = reinterpret_cast<Bfloat16*>(sums + warps * kColumns * kTile);
-    normalise(c, layer, rows);
-    x = rows;
+};
+
+// The rows of a tile's weights that this thread reads.
+struct Rows {
+  const Bfloat16 *low, *high;
+
+  __device__ Rows(const SkinnyCall& c, const Tile& tile) {
+    const SkinnyLayer& layer = *tile.layer;
+    const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
+    const auto row = [&](const Bfloat16* weight, int out) {
+      return weight + std::int64_t{min(out, layer.out - 1)} * c.width + 8 * t;
+    };
+    low = row(layer.weight, tile.first + g);
+    high = layer.up != nullptr ? row(layer.up, tile.first + g) : row(layer.weight, tile.first + 8 + g);
   }
-  constexpr int S = N == 1 ? 2 : 1;  // sums side by side, where there are registers for them
-  float sum[N][S][4] = {};
-  for (int begin = warp * P; begin < chunks; begin += warps * P) {
-    if (begin != warp * P) read_weights(begin);
-#pragma unroll
-    for (int i = 0; i < P; ++i) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        const int row = 8 * n + g;
-        uint4 b{0, 0, 0, 0};
-        if (row < c.rows && begin + i < chunks)
-          b = *reinterpret_cast<const uint4*>(x + row * c.width + std::int64_t{begin + i} * kChunk + 8 * t);
-        multiply_add(sum[n][0], a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y, b.x, b.y);
-        multiply_add(sum[n][S - 1], a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w, b.z, b.w);
-      }
-    }
-  }
-  float* const mine = sums + warp * kColumns * kTile;
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      mine[(8 * n + 2 * t + j % 2) * kTile + g + j / 2 * 8] = sum[n][0][j] + (S > 1 ? sum[n][S - 1][j] : 0);
-  }
-  __syncthreads();
-  if (!has_output) return;
-  for (int row = thread / outputs; row < c.rows; row += threads / outputs) {
+};
+
+// Sums of the warps' products become outputs. A thread's are of one feature, of several rows.
+__device__ void finish(const SkinnyCall& c, const Tile& tile, const float* sums, int columns, float bias,
+                       float first_added) {
+  const SkinnyLayer& layer = *tile.layer;
+  const int threads = static_cast<int>(blockDim.x), own = static_cast<int>(threadIdx.x) % tile.outputs,
+            first_row = static_cast<int>(threadIdx.x) / tile.outputs;
+  const int out = tile.first + own;
+  if (out >= layer.out) return;
+  for (int row = first_row; row < c.rows; row += threads / tile.outputs) {
     float y = bias, up = 0;
-    for (int w = 0; w < warps; ++w) {
-      const float* const of_row = sums + (w * kColumns + row) * kTile + thread % outputs;
+    for (int warp = 0; warp < threads / 32; ++warp) {
+      const float* const of_row = sums + (warp * columns + row) * kTile + own;
       y += of_row[0];
-      if (paired) up += of_row[kTile / 2];
+      if (layer.up != nullptr) up += of_row[kTile / 2];
     }
     if (layer.silu) y /= 1 + __expf(-y);
-    if (paired) y *= up;
-    y += row == thread / outputs ? first_added : added(row);
+    if (layer.up != nullptr) y *= up;
+    if (layer.add != nullptr)
+      y += row == first_row ? first_added : to_float(layer.add[row * layer.out + out]);
     layer.y[row * layer.out + out] = from_float<Bfloat16>(y);
   }
 }
 
 template <int N>
-void launch(const SkinnyCall& call, unsigned tiles, cudaStream_t stream) {
+__global__ void __launch_bounds__(kMostWarps<N> * 32) forward(const __grid_constant__ SkinnyCall c) {
+  constexpr int P = kInFlight<N>, kColumns = 8 * N;
+  extern __shared__ __align__(16) float sums[];  // [warps, rows, kTile], then the staged rows
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int lane = thread % 32, warp = thread / 32, warps = threads / 32;
+  const int g = lane / 4, t = lane % 4;  // row of a fragment, and place in it
+  const int chunks = static_cast<int>(c.width / kChunk), step = warps * P;
+
+  uint4 a[P][2];
+  unsigned tile_to_read = blockIdx.x;
+  int chunk_to_read = warp * P;
+  Rows rows(c, Tile(c, tile_to_read));
+  const auto read_weights = [&](int i) {
+    const bool there = chunk_to_read + i < chunks;
+    a[i][0] = stream_weights(rows.low + (chunk_to_read + i) * kChunk, there);
+    a[i][1] = stream_weights(rows.high + (chunk_to_read + i) * kChunk, there);
+  };
+  const auto go_on = [&] {
+    chunk_to_read += step;
+    if (chunk_to_read < chunks) return;
+    tile_to_read += gridDim.x;
+    const bool has_more = tile_to_read < c.tiles;
+    chunk_to_read = has_more ? warp * P : chunks;
+    if (has_more) rows = Rows(c, Tile(c, tile_to_read));
+  };
+#pragma unroll
+  for (int i = 0; i < P; ++i) read_weights(i);
+  prefetch_norm(c, *Tile(c, blockIdx.x).layer);
+  wait_for_previous();
+
+  auto* const staged_rows = reinterpret_cast<Bfloat16*>(sums + warps * kColumns * kTile);
+  const SkinnyLayer* staged = nullptr;
+  for (unsigned index = blockIdx.x; index < c.tiles; index += gridDim.x) {
+    const Tile tile(c, index);
+    const SkinnyLayer& layer = *tile.layer;
+    const int out = tile.first + thread % tile.outputs, row = thread / tile.outputs;
+    const bool has_output = out < layer.out;
+    const float bias = layer.bias != nullptr && has_output ? layer.bias[out] : 0;
+    const float added =
+        layer.add != nullptr && has_output && row < c.rows ? to_float(layer.add[row * layer.out + out]) : 0;
+    if (kIsStaged<N> && (staged == nullptr || !has_same_input(*staged, layer))) {
+      stage(c, layer, staged_rows);
+      staged = &layer;
+    }
+    const Bfloat16* const x = kIsStaged<N> ? staged_rows : layer.x;
+    const int x_step = kIsStaged<N> ? staged_width(c.width) : c.width;
+
+    constexpr int S = N == 1 ? 2 : 1;  // sums side by side, where there are registers for them
+    float sum[N][S][4] = {};
+    for (int begin = warp * P; begin < chunks; begin += step) {
+      go_on();
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          uint4 b{0, 0, 0, 0};
+          if (8 * n + g < c.rows && begin + i < chunks)
+            b = *reinterpret_cast<const uint4*>(x + (8 * n + g) * x_step + (begin + i) * kChunk + 8 * t);
+          multiply_add(sum[n][0], a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y, b.x, b.y);
+          multiply_add(sum[n][S - 1], a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w, b.z, b.w);
+        }
+        read_weights(i);
+      }
+    }
+    float* const mine = sums + warp * kColumns * kTile;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        mine[(8 * n + 2 * t + j % 2) * kTile + g + j / 2 * 8] = sum[n][0][j] + (S > 1 ? sum[n][S - 1][j] : 0);
+    }
+    __syncthreads();
+    finish(c, tile, sums, kColumns, bias, added);
+    __syncthreads();
+  }
+}
+
+template <int N>
+void launch(const SkinnyCall& call, cudaStream_t stream) {
   const std::int64_t chunks = call.width / kChunk, passes = ceil_div(chunks, kMostWarps<N> * kInFlight<N>),
                      warps = ceil_div(chunks, kInFlight<N> * passes);
-  bool normalises = false;
-  for (int i = 0; i < call.layers; ++i) normalises |= call.layer[i].norm != InputNorm::none;
-  const std::size_t shared = static_cast<std::size_t>(warps) * 8 * N * kTile * sizeof(float) +
-                             (normalises ? static_cast<std::size_t>(call.rows * call.width) * 2 : 0);
+  const auto threads = static_cast<unsigned>(32 * warps);
+  const std::size_t shared =
+      static_cast<std::size_t>(warps) * 8 * N * kTile * sizeof(float) +
+      (kIsStaged<N> ? static_cast<std::size_t>(call.rows * staged_width(call.width)) * 2 : 0);
   allow_shared_memory(forward<N>, shared);
-  launch_step({dim3(tiles), static_cast<unsigned>(32 * warps), shared, stream}, forward<N>, call);
+  int device = 0, processors = 0, blocks = 0;  // blocks: those that a processor holds at once
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, forward<N>, static_cast<int>(threads), shared);
+  launch_step({dim3(grid_size(call.tiles, processors * blocks)), threads, shared, stream}, forward<N>, call);
 }
 
 }  // namespace
 
 void skinny_linear(SkinnyCall call, cudaStream_t stream) {
-  unsigned tiles = 0;
+  call.tiles = 0;
   for (int i = 0; i < call.layers; ++i) {
     auto& layer = call.layer[i];
-    layer.first_tile = tiles;
-    tiles += static_cast<unsigned>(ceil_div(layer.out, layer.up != nullptr ? kTile / 2 : kTile));
+    layer.first_tile = call.tiles;
+    call.tiles += static_cast<unsigned>(ceil_div(layer.out, layer.up != nullptr ? kTile / 2 : kTile));
   }
-  if (tiles == 0 || call.rows == 0) return;
-  if (call.rows <= 8) return launch<1>(call, tiles, stream);
-  if (call.rows <= 16) return launch<2>(call, tiles, stream);
-  launch<4>(call, tiles, stream);
+  if (call.tiles == 0 || call.rows == 0) return;
+  if (call.rows <= 8) return launch<1>(call, stream);
+  if (call.rows <= 16) return launch<2>(call, stream);
+  launch<4>(call, stream);
 }
 
 }  // namespace megalodon::ops::cuda

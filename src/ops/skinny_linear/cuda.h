@@ -15,15 +15,15 @@ struct SkinnyLayer {
   Bfloat16* y;
   InputNorm norm;
   bool silu;
-  std::int64_t out;
-  unsigned first_tile;  // of the launch; set there
+  int out;
+  unsigned first_tile;  // set by the launch, as SkinnyCall::tiles
 };
 
 struct SkinnyCall {
   SkinnyLayer layer[kMostSkinnyLayers];
-  int layers, rows;
-  std::int64_t width;  // features of x, a multiple of 32
+  int layers, rows, width;  // width: features of x, a multiple of 32
   float eps;
+  unsigned tiles;
 };
 void skinny_linear(SkinnyCall call, cudaStream_t stream);
 
