@@ -70,50 +70,75 @@ __device__ void query_key(const Block<T, V>& block, float* query, T* key) {
   __syncthreads();
 }
 
+// 16 bytes, as they are until they are needed.
+__device__ uint4 read_pack(const void* from) {
+  return *static_cast<const uint4*>(from);
+}
 template <class T, int V>
-__device__ Pack<T, V> read_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, V>*>(from);
+__device__ void unpack(const uint4& pack, float (&to)[V]) {
+  const unsigned word[4] = {pack.x, pack.y, pack.z, pack.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (V == 4) {
+      to[i] = __uint_as_float(word[i]);
+    } else {
+      to[2 * i] = __uint_as_float(word[i] << 16), to[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+    }
+  }
 }
 
-// Scores of the keys tile .. tile + count - 1, in teams of `lanes` threads that take kAtOnce keys each.
+// A block's threads in teams that each take kAtOnce keys of a tile at a time, a thread V features in turn.
 template <class T, int V>
-__device__ void score_keys(const Block<T, V>& block, const float* query, const T* newest, std::int64_t tile,
-                           int count, float* scores) {
-  const int features = static_cast<int>(block.a.dz);
-  int lanes = 1;
-  while (lanes * V < features && lanes < 32) lanes *= 2;
-  const int lane = static_cast<int>(threadIdx.x) % lanes, team = static_cast<int>(threadIdx.x) / lanes,
-            teams = kThreads / lanes;
-  for (int begin = 0; begin < count; begin += teams * kAtOnce) {
-    const T* key[kAtOnce];
-    float score[kAtOnce] = {};
+struct Team {
+  int lanes, lane, index, count;
+
+  __device__ explicit Team(std::int64_t features) : lanes(1) {
+    while (lanes * V < features && lanes < 32) lanes *= 2;
+    lane = static_cast<int>(threadIdx.x) % lanes, index = static_cast<int>(threadIdx.x) / lanes;
+    count = kThreads / lanes;
+  }
+  // V features of the team's keys from `begin` on; of the newest what its slot held before.
+  __device__ void read(const Block<T, V>& block, std::int64_t tile, int keys, int begin, int feature,
+                       uint4 (&k)[kAtOnce]) const {
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const std::int64_t i = tile + min(begin + u * teams + team, count - 1);
-      key[u] = i == block.keys - 1 ? newest : block.key(i);
-    }
-    for (int feature = lane * V; feature < features; feature += lanes * V) {
-      Pack<T, V> k[kAtOnce];
+    for (int u = 0; u < kAtOnce; ++u)
+      k[u] = read_pack(block.key(tile + min(begin + u * count + index, keys - 1)) + feature);
+  }
+};
+
+// Scores of the keys tile .. tile + keys - 1. `k`: if `is_read`, the first that the team reads.
+template <class T, int V>
+__device__ void score_keys(const Block<T, V>& block, const Team<T, V>& team, const float* query,
+                           const T* newest, std::int64_t tile, int keys, bool is_read, uint4 (&k)[kAtOnce],
+                           float* scores) {
+  const int features = static_cast<int>(block.a.dz);
+  for (int begin = 0; begin < keys; begin += team.count * kAtOnce) {
+    float score[kAtOnce] = {};
+    for (int feature = team.lane * V; feature < features; feature += team.lanes * V) {
+      if (!is_read) team.read(block, tile, keys, begin, feature, k);
+      is_read = false;
       float q[V];
 #pragma unroll
       for (int j = 0; j < V; j += 4) {
-        const auto four = read_pack<float, 4>(query + feature + j);
-        for (int i = 0; i < 4; ++i) q[j + i] = four.value[i];
+        const uint4 four = read_pack(query + feature + j);
+        q[j] = __uint_as_float(four.x), q[j + 1] = __uint_as_float(four.y);
+        q[j + 2] = __uint_as_float(four.z), q[j + 3] = __uint_as_float(four.w);
       }
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) k[u] = read_pack<T, V>(key[u] + feature);
-#pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
+        if (tile + begin + u * team.count + team.index == block.keys - 1) k[u] = read_pack(newest + feature);
+        float features_of_key[V];
+        unpack<T>(k[u], features_of_key);
 #pragma unroll
-        for (int j = 0; j < V; ++j) score[u] += q[j] * to_float(k[u].value[j]);
+        for (int j = 0; j < V; ++j) score[u] += q[j] * features_of_key[j];
       }
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
-      for (int offset = lanes / 2; offset > 0; offset /= 2)
+      for (int offset = team.lanes / 2; offset > 0; offset /= 2)
         score[u] += __shfl_xor_sync(~0u, score[u], offset);
-      const int i = begin + u * teams + team;
-      if (lane == 0 && i < count) scores[i] = score[u];
+      const int i = begin + u * team.count + team.index;
+      if (team.lane == 0 && i < keys) scores[i] = score[u];
     }
   }
   __syncthreads();
@@ -150,7 +175,8 @@ __device__ void prepare(const AttentionStep<T>& a, int column_threads, bool pref
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) attend(AttentionStep<T> a, int column_threads, bool prefetches) {
+__global__ void __launch_bounds__(kThreads, 2)
+    attend(AttentionStep<T> a, int column_threads, bool prefetches) {
   extern __shared__ __align__(16) float query[];  // [dz], then the new key
   __shared__ float weight[kTile], of_thread[kThreads * V], part[kThreads * V];
   __shared__ float softmax[2];  // largest score, sum of exponentials
@@ -162,13 +188,29 @@ __global__ void __launch_bounds__(kThreads) attend(AttentionStep<T> a, int colum
   const int row = static_cast<int>(threadIdx.x) / column_threads, rows = kThreads / column_threads;
   const int width = column_threads * V;
   const bool has_column = block.column < a.dv;
+  const T* const value = a.v + (block.b * a.H + block.h) * a.dv;
+  const auto tile_keys = [&](std::int64_t tile) {
+    return static_cast<int>(min(block.end - tile, std::int64_t{kTile}));
+  };
+  // Keys are on their way while the query is made, values while the softmax is.
+  const Team<T, V> team(a.dz);
+  uint4 k[kAtOnce], v[kAtOnce];
+  const bool is_read = block.begin < block.end && team.lane * V < a.dz;
+  if (is_read) team.read(block, block.begin, tile_keys(block.begin), 0, team.lane * V, k);
   query_key(block, query, newest);
 
-  const T* const value = a.v + (block.b * a.H + block.h) * a.dv;
   float sum[V] = {}, largest = -INFINITY, total = 0;
   for (std::int64_t tile = block.begin; tile < block.end; tile += kTile) {
-    const int count = static_cast<int>(min(block.end - tile, std::int64_t{kTile}));
-    score_keys(block, query, newest, tile, count, weight);
+    const int count = tile_keys(tile);
+    score_keys(block, team, query, newest, tile, count, is_read && tile == block.begin, k, weight);
+    const auto read_values = [&](int begin) {
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const std::int64_t i = tile + min(begin + u * rows, count - 1);
+        v[u] = read_pack((i == block.keys - 1 ? value : block.value(i)) + block.column);
+      }
+    };
+    if (has_column && row < count) read_values(row);
     const bool mine = static_cast<int>(threadIdx.x) < count;
     const float score = mine ? weight[threadIdx.x] : -INFINITY, now = fmaxf(largest, block_max(score));
     float sums[1] = {mine ? __expf(score - now) : 0};
@@ -179,17 +221,14 @@ __global__ void __launch_bounds__(kThreads) attend(AttentionStep<T> a, int colum
 #pragma unroll
     for (int j = 0; j < V; ++j) sum[j] *= kept;
     for (int begin = row; has_column && begin < count; begin += rows * kAtOnce) {
-      Pack<T, V> v[kAtOnce];
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const std::int64_t i = tile + min(begin + u * rows, count - 1);
-        v[u] = read_pack<T, V>((i == block.keys - 1 ? value : block.value(i)) + block.column);
-      }
+      if (begin != row) read_values(begin);
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         const float w = begin + u * rows < count ? weight[begin + u * rows] : 0;
+        float columns[V];
+        unpack<T>(v[u], columns);
 #pragma unroll
-        for (int j = 0; j < V; ++j) sum[j] += w * to_float(v[u].value[j]);
+        for (int j = 0; j < V; ++j) sum[j] += w * columns[j];
       }
     }
     __syncthreads();
@@ -208,9 +247,7 @@ __global__ void __launch_bounds__(kThreads) attend(AttentionStep<T> a, int colum
       for (std::int64_t i = threadIdx.x; i < a.dz; i += kThreads) block.key(block.keys - 1)[i] = newest[i];
     }
     if (row == 0 && has_column) {
-      float v[V];
-      load(value + block.column, v);
-      store(v, block.value(block.keys - 1) + block.column);
+      *reinterpret_cast<uint4*>(block.value(block.keys - 1) + block.column) = read_pack(value + block.column);
     }
   }
   cluster_sync();
