@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kMostThreads = kMostGroupComponents / 4 * 2;  // lanes are a power of two
 static_assert(kMostThreads >= kMostNormStepFeatures);
-constexpr std::int64_t kMostRows = 8;  // of blocks, that share the streams
+constexpr std::int64_t kMostRows = 16;  // of blocks, that share the streams
 
 int lanes_of(std::int64_t N) {
   int lanes = 1;
