@@ -150,6 +150,17 @@ __device__ inline void named_wait(int id, int threads) {
 __device__ inline void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// Waits too; whether `so` holds for any of the threads.
+__device__ inline bool named_any(int id, int threads, bool so) {
+  int any;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.b32 p, %3, 0;\n"
+      "barrier.cta.red.or.pred q, %1, %2, p;\nselp.s32 %0, 1, 0, q;\n}\n"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(so))
+      : "memory");
+  return any != 0;
+}
 
 __device__ inline float exp2_fast(float x) {
   float y;

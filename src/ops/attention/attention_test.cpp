@@ -91,6 +91,15 @@ TEST(Attention, IsTheSameInEveryRun) {
   EXPECT_TRUE(at::equal(first[1], second[1]));
 }
 
+TEST(Attention, EarlyKeysMayOutweighLaterOnesByFar) {
+  auto x = inputs({1, 512, 1, 1, 256, 512}, at::kBFloat16);
+  x[1].narrow(1, 3, 2).mul_(100);
+  const auto o = options(512, 256);
+  const auto d = [](const at::Tensor& t) { return t.to(at::kDouble); };
+  const auto want = from_zero(o, attention_reference)({d(x[0]), d(x[1]), d(x[2])})[0];
+  EXPECT_LE(testing::relative_error(from_zero(o, attention)(x)[0], want), 1.5e-2);
+}
+
 TEST(Attention, SeesEarlierChunks) {
   expect_agreement({2, 50, 2, 1, 8, 6}, options(8, 8, 1));
   expect_agreement({1, 41, 2, 2, 8, 20}, options(8, 8, 3));

@@ -79,10 +79,11 @@ struct Cursor {
     copy(stage, ring.full[stage]);
     advance();
   }
-  // multiply(i, stage) for `blocks` stages; what it orders is over, and the stages free, after finish().
+  // multiply(i, stage) for i from `from` to `to` of the stages of a product; it is done, and the stages free,
+  // after finish().
   template <class F>
-  __device__ void issue(int blocks, F&& multiply) {
-    for (int i = 0; i < blocks; ++i) {
+  __device__ void issue(int from, int to, F&& multiply) {
+    for (int i = from; i < to; ++i) {
       ring.full[stage].wait(phase);
       products_begin();
       multiply(i, stage);
@@ -98,6 +99,12 @@ struct Cursor {
     products_wait<0>();
     free_previous();
   }
+  // Passes over a stage while nothing is ordered.
+  __device__ void skip() {
+    ring.full[stage].wait(phase);
+    advance();
+    free_previous();
+  }
   __device__ void free_previous() {
     if (threadIdx.x % 32 == 0) ring.empty[stage == 0 ? kStages - 1 : stage - 1].arrive();
   }
@@ -111,7 +118,7 @@ __device__ void for_tiles_taken(int* next, int tiles, TileQueue& queue, F&& fill
     queue.give(n, tile);
     if (tile >= tiles) return;
     const int after = atomicAdd(next, 1);
-    fill(tile, n);
+    fill(tile);
     tile = after;
   }
 }
@@ -136,6 +143,18 @@ __device__ std::uint32_t packed(float low, float high) {
   const auto pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const std::uint32_t&>(pair);
 }
+
+// The warpgroups take turns to begin a product, so that what one does between products falls into the
+// other's.
+struct Turns {
+  int warpgroup;
+
+  __device__ explicit Turns(int warpgroup) : warpgroup(warpgroup) {
+    if (warpgroup == 1) pass();
+  }
+  __device__ void wait() const { named_wait(1 + warpgroup, kMultiplying); }
+  __device__ void pass() const { named_arrive(2 - warpgroup, kMultiplying); }
+};
 
 // Stores N numbers of a row; word(j) is the thread's pair of columns 8 j + column. The four threads of a row
 // exchange pairs, so that each stores 16 bytes.
@@ -169,9 +188,13 @@ __device__ char* shared_tiles() {
   return shared_bytes + (-shared_address(shared_bytes) & 1023);
 }
 
-// Forward weights: 2^(scores scale log2(e) - the row's largest), their sums, and the logarithms of the
-// softmax's denominators. A tile is a block of 128 queries, whose keys are gone through twice.
+// Forward weights, relative to a score of the row: 2^(scores scale log2(e) - origin); their sums, and the
+// logarithms of the softmax's denominators. A tile is a block of 128 queries, whose keys are gone through
+// from the diagonal on. The origin is the largest score of the first 128 keys; where a later one is larger by
+// more than kMostAbove, so that sums come near float's end, all keys are gone through again, from the
+// largest.
 constexpr int kWeightStages = 10;
+constexpr float kMostAbove = 64;
 
 struct WeightsWork {
   CUtensorMap q, k;
@@ -185,27 +208,31 @@ struct WeightsWork {
 struct WeightsShared {
   Ring<kWeightStages> ring;
   TileQueue queue;
-  Barrier queries_full, queries_empty;
+  Barrier queries, pass_over;
+  bool again;
 };
 
 __device__ void copy_for_weights(const WeightsWork& work, char* queries, char* stages,
                                  WeightsShared& shared) {
   const Shape& s = work.shape;
   Cursor<kWeightStages> cursor{shared.ring};
-  for_tiles_taken(work.next, s.problems * s.blocks, shared.queue, [&](int tile, int n) {
+  int pass = 0;
+  for_tiles_taken(work.next, s.problems * s.blocks, shared.queue, [&](int tile) {
     const int block = s.blocks - 1 - tile / s.problems, problem = tile % s.problems;
     const int position = s.position(problem), head = s.head(problem);
-    shared.queries_empty.wait(n + 1);
-    shared.queries_full.arrive_expecting(kRows * kKeyWidth * 2);
-    copy_tile(queries, work.q, position + block * kRows, head * kKeyWidth / kDepth, shared.queries_full);
-    for (int i = 0; i < 2 * (block + 1); ++i) {
-      for (int depth = 0; depth < kKeyWidth / kDepth; ++depth) {
-        cursor.fill(kRowsBytes, [&](int stage, Barrier& full) {
-          copy_tile(stages + stage * kRowsBytes, work.k, position + i % (block + 1) * kRows,
-                    head / s.group * kKeyWidth / kDepth + depth, full);
-        });
+    const int key_block = head / s.group * (kKeyWidth / kDepth);
+    shared.queries.arrive_expecting(kRows * kKeyWidth * 2);
+    copy_tile(queries, work.q, position + block * kRows, head * (kKeyWidth / kDepth), shared.queries);
+    do {
+      for (int key = block; key >= 0; --key) {
+        for (int i = 0; i < kKeyWidth / kDepth; ++i) {
+          cursor.fill(kRowsBytes, [&](int stage, Barrier& full) {
+            copy_tile(stages + stage * kRowsBytes, work.k, position + key * kRows, key_block + i, full);
+          });
+        }
       }
-    }
+      shared.pass_over.wait(pass++);
+    } while (shared.again);
   });
 }
 
@@ -213,63 +240,62 @@ __device__ void multiply_for_weights(const WeightsWork& work, const char* querie
                                      WeightsShared& shared) {
   const Shape& s = work.shape;
   const Place place;
+  const Turns turns(place.warpgroup);
   const float factor = s.scale * kLog2e;
   Cursor<kWeightStages> cursor{shared.ring};
-  float scores[kRows / 2];
-  // The warpgroups take turns to multiply, so that one's exponentials fall into the other's products.
-  if (place.warpgroup == 1) named_arrive(1, kMultiplying);
-  const auto multiply_tile = [&](bool diagonal) {
-    named_wait(1 + place.warpgroup, kMultiplying);
-    cursor.issue(kKeyWidth / kDepth, [&](int i, int stage) {
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        multiply<false, false>(scores,
-                               operand<false>(queries + i * kRowsBytes + place.warpgroup * kHalf, step),
-                               operand<false>(stages + stage * kRowsBytes, step), i + step > 0);
-      }
-    });
-    named_arrive(2 - place.warpgroup, kMultiplying);
-    cursor.finish();
-#pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) scores[i] *= factor;
-    if (diagonal) place.hide(0, scores, [](int) { return -INFINITY; });
-  };
   for (int n = 0;; ++n) {
     const int tile = shared.queue.take(n);
     if (tile >= s.problems * s.blocks) return;
     const int block = s.blocks - 1 - tile / s.problems, problem = tile % s.problems;
     const std::int64_t row = std::int64_t{problem} * s.length + block * kRows + place.row;
-    float largest[2] = {-INFINITY, -INFINITY}, sums[2] = {0, 0};
-    shared.queries_full.wait(n);
-    for (int key = 0; key <= block; ++key) {
-      multiply_tile(key == block);
+    float largest[2] = {-INFINITY, -INFINITY}, origin[2], sums[2];
+    shared.queries.wait(n);
+    bool again = false;
+    do {
+      sums[0] = sums[1] = 0;
+      for (int key = block; key >= 0; --key) {
+        float scores[kRows / 2];
+        turns.wait();
+        cursor.issue(0, kKeyWidth / kDepth, [&](int i, int stage) {
 #pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) largest[i % 4 / 2] = fmaxf(largest[i % 4 / 2], scores[i]);
-    }
-    largest[0] = quad_max(largest[0]), largest[1] = quad_max(largest[1]);
-    for (int key = 0; key <= block; ++key) {
-      multiply_tile(key == block);
-#pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) {
-        scores[i] = exp2_fast(scores[i] - largest[i % 4 / 2]);
-        sums[i % 4 / 2] += scores[i];
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        store_row<kRows>(work.weights + (row + 8 * half) * s.length + key * kRows, [&](int j) {
-          return packed(scores[4 * j + 2 * half], scores[4 * j + 2 * half + 1]);
+          for (int step = 0; step < 4; ++step) {
+            multiply<false, false>(scores,
+                                   operand<false>(queries + i * kRowsBytes + place.warpgroup * kHalf, step),
+                                   operand<false>(stages + stage * kRowsBytes, step), i + step > 0);
+          }
         });
+        turns.pass();
+        cursor.finish();
+#pragma unroll
+        for (int i = 0; i < kRows / 2; ++i) scores[i] *= factor;
+        if (key == block) place.hide(0, scores, [](int) { return -INFINITY; });
+#pragma unroll
+        for (int i = 0; i < kRows / 2; ++i) largest[i % 4 / 2] = fmaxf(largest[i % 4 / 2], scores[i]);
+        if (key == block) origin[0] = quad_max(largest[0]), origin[1] = quad_max(largest[1]);
+#pragma unroll
+        for (int i = 0; i < kRows / 2; ++i) {
+          scores[i] = exp2_fast(scores[i] - origin[i % 4 / 2]);
+          sums[i % 4 / 2] += scores[i];
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          store_row<kRows>(work.weights + (row + 8 * half) * s.length + key * kRows, [&](int j) {
+            return packed(scores[4 * j + 2 * half], scores[4 * j + 2 * half + 1]);
+          });
+        }
       }
-    }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) shared.queries_empty.arrive();
+      again = named_any(3, kMultiplying, fmaxf(largest[0] - origin[0], largest[1] - origin[1]) > kMostAbove);
+      shared.again = again;
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) shared.pass_over.arrive();
+    } while (again);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = quad_sum(sums[half]);
       if (place.column != 0) continue;
       const std::int64_t position = s.position(problem) + block * kRows + place.row + 8 * half;
       work.sums[row + 8 * half] = sum;
-      work.lse[position * s.H + s.head(problem)] = (largest[half] + log2f(sum)) / kLog2e;
+      work.lse[position * s.H + s.head(problem)] = (origin[half] + log2f(sum)) / kLog2e;
     }
   }
 }
@@ -282,8 +308,8 @@ __global__ void __launch_bounds__(kThreads, 1) causal_weights(const __grid_const
     if (threadIdx.x == 0) {
       shared.ring.start();
       shared.queue.start();
-      shared.queries_full.start(1);
-      shared.queries_empty.start(kMultiplying / 32);
+      shared.queries.start(1);
+      shared.pass_over.start(kMultiplying / 32);
       barriers_are_started();
     }
     __syncthreads();
@@ -322,18 +348,24 @@ __device__ void copy_and_multiply(Copy&& copy, Multiply&& multiply) {
   }
 }
 
-// d [64 of a tile's rows, 256] = a b over `blocks` stages.
-template <bool kTransposeA, bool kTransposeB>
-__device__ void multiply_stages(Cursor<kStages>& cursor, int blocks, const char* stages, int warpgroup,
-                                float (&d)[kColumns / 2]) {
-  cursor.issue(blocks, [&](int i, int stage) {
+// The first N columns of d [64 of a tile's rows, 256] = a b over `blocks` stages, of which the first `turn`
+// are begun in turns.
+template <int N, bool kTransposeA, bool kTransposeB>
+__device__ void multiply_stages(Cursor<kStages>& cursor, const Turns& turns, int turn, int blocks,
+                                const char* stages, float (&d)[kColumns / 2]) {
+  const auto multiply_stage = [&](int i, int stage) {
     const char* const a = stages + stage * kStageBytes;
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      multiply<kTransposeA, kTransposeB>(d, operand<kTransposeA>(a + warpgroup * kHalf, step),
+      multiply<kTransposeA, kTransposeB>(reinterpret_cast<float (&)[N / 2]>(d),
+                                         operand<kTransposeA>(a + turns.warpgroup * kHalf, step),
                                          operand<kTransposeB>(a + kRowsBytes, step), i + step > 0);
     }
-  });
+  };
+  turns.wait();
+  cursor.issue(0, turn, multiply_stage);
+  turns.pass();
+  cursor.issue(turn, blocks, multiply_stage);
   cursor.finish();
 }
 
@@ -378,7 +410,7 @@ struct ProductTile {
 __device__ void copy_for_products(const ProductsWork& work, char* stages, TilesShared& shared) {
   const Shape& s = work.shape;
   Cursor<kStages> cursor{shared.ring};
-  for_tiles_taken(work.next, s.problems * s.blocks * work.columns, shared.queue, [&](int number, int) {
+  for_tiles_taken(work.next, s.problems * s.blocks * work.columns, shared.queue, [&](int number) {
     const ProductTile tile(work, number);
     const Product& product = work.products[tile.product];
     const int block = tile.block(work), first = product.transposed ? block * kRows : 0;
@@ -402,27 +434,35 @@ __device__ void copy_for_products(const ProductsWork& work, char* stages, TilesS
 __device__ void multiply_for_products(const ProductsWork& work, const char* stages, TilesShared& shared) {
   const Shape& s = work.shape;
   const Place place;
+  const Turns turns(place.warpgroup);
   Cursor<kStages> cursor{shared.ring};
   for (int n = 0;; ++n) {
     const int number = shared.queue.take(n);
     if (number >= s.problems * s.blocks * work.columns) return;
     const ProductTile tile(work, number);
     const Product& product = work.products[tile.product];
-    float d[kColumns / 2];
-    if (product.transposed) {
-      multiply_stages<true, true>(cursor, tile.stages(work), stages, place.warpgroup, d);
-    } else {
-      multiply_stages<false, true>(cursor, tile.stages(work), stages, place.warpgroup, d);
-    }
     const int row = tile.block(work) * kRows + place.row, width = product.columns * kColumns;
-    const float* const sums = product.sums + std::int64_t{tile.problem} * s.length;
+    float factors[2] = {1, 1}, d[kColumns / 2];
+    if (product.sums != nullptr) {
+      const float* const sums = product.sums + std::int64_t{tile.problem} * s.length + row;
+      factors[0] = 1 / sums[0], factors[1] = 1 / sums[8];
+    }
+    // Of the triangle's block on the diagonal each warpgroup has a part that is all zero.
+    const bool skips = product.transposed == (place.warpgroup == 1);
+    const int count = tile.stages(work) - skips, turn = min(2, count);
+    if (product.transposed) {
+      if (skips) cursor.skip();
+      multiply_stages<kColumns, true, true>(cursor, turns, turn, count, stages, d);
+    } else {
+      multiply_stages<kColumns, false, true>(cursor, turns, turn, count, stages, d);
+      if (skips) cursor.skip();
+    }
     Bfloat16* const out = product.out + s.head(tile.problem) * width + tile.column * kColumns;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float factor = product.sums != nullptr ? 1 / sums[row + 8 * half] : 1;
       const std::int64_t position = s.position(tile.problem) + row + 8 * half;
       store_row<kColumns>(out + position * s.H * width, [&](int j) {
-        return packed(d[4 * j + 2 * half] * factor, d[4 * j + 2 * half + 1] * factor);
+        return packed(d[4 * j + 2 * half] * factors[half], d[4 * j + 2 * half + 1] * factors[half]);
       });
     }
   }
@@ -465,7 +505,7 @@ struct GradientsTile {
 __device__ void copy_for_gradients(const GradientsWork& work, char* stages, TilesShared& shared) {
   const Shape& s = work.shape;
   Cursor<kStages> cursor{shared.ring};
-  for_tiles_taken(work.next, s.problems * work.tiles_of_problem(), shared.queue, [&](int number, int) {
+  for_tiles_taken(work.next, s.problems * work.tiles_of_problem(), shared.queue, [&](int number) {
     const GradientsTile tile(work, number);
     const int query = s.position(tile.problem) + tile.block * kRows;
     const int key = s.position(tile.problem) + tile.key * kColumns, head = s.head(tile.problem);
@@ -486,6 +526,7 @@ __device__ void copy_for_gradients(const GradientsWork& work, char* stages, Tile
 __device__ void multiply_for_gradients(const GradientsWork& work, const char* stages, TilesShared& shared) {
   const Shape& s = work.shape;
   const Place place;
+  const Turns turns(place.warpgroup);
   Cursor<kStages> cursor{shared.ring};
   for (int n = 0;; ++n) {
     const int number = shared.queue.take(n);
@@ -503,8 +544,15 @@ __device__ void multiply_for_gradients(const GradientsWork& work, const char* st
     }
     const std::int64_t to = (std::int64_t{tile.problem} * s.length + row) * s.length + tile.key * kColumns;
     float d[kColumns / 2];
+    const auto multiply_tile = [&](int turn, int depth) {
+      if (first_key == 0) {  // no query of the tile sees its second 128 keys
+        multiply_stages<kRows, false, false>(cursor, turns, turn, depth, stages, d);
+      } else {
+        multiply_stages<kColumns, false, false>(cursor, turns, turn, depth, stages, d);
+      }
+    };
     std::uint32_t weights[2][kColumns / 8];
-    multiply_stages<false, false>(cursor, kKeyWidth / kDepth, stages, place.warpgroup, d);
+    multiply_tile(kKeyWidth / kDepth, kKeyWidth / kDepth);
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) d[i] = exp2_fast(d[i] * (s.scale * kLog2e) - log_sums[i % 4 / 2]);
     if (diagonal) place.hide(first_key, d, [](int) { return 0; });
@@ -515,7 +563,7 @@ __device__ void multiply_for_gradients(const GradientsWork& work, const char* st
         weights[half][j] = packed(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]);
       store_row<kColumns>(work.weights + to + 8 * half * s.length, [&](int j) { return weights[half][j]; });
     }
-    multiply_stages<false, false>(cursor, work.width / kDepth, stages, place.warpgroup, d);
+    multiply_tile(2, work.width / kDepth);
     if (diagonal) place.hide(first_key, d, [&](int half) { return delta[half]; });
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
