@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "ops/check.h"
+#include "ops/column_sum/column_sum.h"
 
 namespace megalodon::ops {
 
@@ -36,9 +37,9 @@ inline int64_t row_blocks(int64_t rows) {
   return std::clamp<int64_t>(rows, 1, 1024);
 }
 
-// Sums over the blocks of a kernel, [blocks, ...], in float64: [...] float32.
+// Sums over the blocks of a kernel, [blocks, ...] float32: [...].
 inline at::Tensor sum_of_blocks(const at::Tensor& partial) {
-  return partial.sum(0, false, at::kDouble).to(at::kFloat);
+  return column_sum(partial.flatten(1)).view(partial.sizes().slice(1));
 }
 
 }  // namespace megalodon::ops

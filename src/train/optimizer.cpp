@@ -22,7 +22,7 @@ AdamWOptions read_optimizer(Config& config) {
 AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options, int64_t stack)
     : options_(options), stack_(stack) {
   for (const bool decayed : {true, false}) {
-    Group group{{}, {}, {}, {}, {}, decayed ? options.weight_decay : 0};
+    Group group{{}, {}, decayed ? options.weight_decay : 0};
     for (const auto& parameter : parameters) {
       if (parameter.is_matrix != decayed) continue;
       group.names.push_back(parameter.name);
@@ -53,22 +53,17 @@ at::Tensor AdamW::gradient_norms() const {
 
 void AdamW::step(const at::Tensor& rate, const at::Tensor& norms, const at::Tensor& skipped) {
   const at::NoGradGuard no_grad;
-  const auto excess =
-      (options_.clip > 0 ? (norms / options_.clip).clamp_min(1) : at::ones_like(norms)).to(at::kFloat);
-  const auto divisor = stack_ == 1 ? excess.squeeze(0) : at::ones({}, excess.options());
+  const auto divisors = (options_.clip > 0 ? (norms / options_.clip).clamp_min(1) : at::ones_like(norms))
+                            .to(at::kFloat);  // [K]
   const auto skip = skipped.to(at::kFloat);
   for (auto& group : groups_) {
     std::vector<at::Tensor> gradients;
     for (auto& parameter : group.parameters) {
       const auto& gradient = parameter.mutable_grad();
       gradients.push_back(gradient.defined() ? gradient : at::zeros_like(parameter));
-      if (stack_ > 1) gradients.back().view({stack_, -1}).div_(excess.unsqueeze(1));
     }
-    group.steps.add_(1 - skip);
-    const std::vector<at::Tensor> steps(group.parameters.size(), group.steps);
-    at::_fused_adamw_(group.parameters, gradients, group.first_moments, group.second_moments, {}, steps, rate,
-                      options_.beta1, options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false,
-                      /*maximize=*/false, divisor, skip);
+    ops::adamw(group, gradients, divisors, rate, skip,
+               {options_.beta1, options_.beta2, options_.eps, group.weight_decay});
     for (auto& parameter : group.parameters) parameter.mutable_grad().reset();
   }
 }

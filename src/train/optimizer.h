@@ -6,6 +6,7 @@
 #include "base/config.h"
 #include "model/parameters.h"
 #include "model/tensor_file.h"
+#include "ops/adamw/adamw.h"
 
 namespace megalodon::train {
 
@@ -35,10 +36,8 @@ class AdamW {
   void load(const SafetensorsFile& file);
 
  private:
-  struct Group {
-    std::vector<at::Tensor> parameters, first_moments, second_moments;
+  struct Group : ops::AdamWTensors {
     std::vector<std::string> names;
-    at::Tensor steps;  // a number
     double weight_decay;
   };
 

@@ -9,7 +9,7 @@ namespace megalodon::ops {
 namespace {
 
 // In two steps: blocks of rows, then over the blocks.
-at::Tensor column_sum(const at::Tensor& x) {
+at::Tensor sum_of_rows(const at::Tensor& x) {
   const int64_t R = x.size(0), D = x.size(1);
   const auto number = x.options().dtype(at::kFloat);
   if (x.numel() == 0) return at::zeros({D}, number);
@@ -25,7 +25,7 @@ at::Tensor column_sum(const at::Tensor& x) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
-  m.impl("column_sum", &column_sum);
+  m.impl("column_sum", &sum_of_rows);
 }
 
 }  // namespace megalodon::ops
