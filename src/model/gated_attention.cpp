@@ -118,14 +118,15 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
     return step(x, place);
   Recomputed anew;
   const auto x_n = anew.add([=, norm = timenorm, index = layer] { return norm(x, place, index); });
-  const auto smoothed = cema(x_n, place, layer);  // [B, L, D], as x_n and mx
+  const auto of_x_n = project_and_pass(x_n, {{wv, bv}});
+  const auto& of_v = of_x_n[0];                         // [B, L, E]
+  const auto smoothed = cema(of_x_n[1], place, layer);  // [B, L, D], as x_n and mx
   const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
   const Drop drop_mx(config.hidden_dropout, place.dropout);
   const auto mx =
       anew.add([=, eps = config.norm_eps] { return drop_mx(ops::rms_norm(smoothed, scale, eps)); });
   const auto of_mx = project(mx, {{wz, bz}, {wr, br}, {wh1, bh1}});
   const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});  // [B, L, H, dz]
-  const auto of_v = project(x_n, wv, bv);                         // [B, L, E]
   const auto v =
       anew.add([=] { return ops::swiglu(of_v); }).unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
   const auto [q, k] =

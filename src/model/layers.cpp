@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ops/dropout/dropout.h"
+#include "ops/embedding/embedding.h"
 
 namespace megalodon::model {
 namespace {
@@ -27,10 +28,10 @@ at::Tensor drop(const at::Tensor& x, double p, DropoutKeys* keys) {
 }
 
 at::Tensor embed(const at::Tensor& table, const at::Tensor& tokens, at::ScalarType type) {
-  if (table.dim() == 2) return at::embedding(table, tokens).to(type);
+  if (table.dim() == 2) return ops::embedding(table, tokens).to(type);
   const int64_t K = table.size(0), V = table.size(1);
   const auto first = at::arange(K, tokens.options()).view({K, 1, 1}) * V;  // the rows of each model
-  return at::embedding(table.flatten(0, 1), tokens.unflatten(0, {K, -1}) + first).flatten(0, 1).to(type);
+  return ops::embedding(table.flatten(0, 1), tokens.unflatten(0, {K, -1}) + first).flatten(0, 1).to(type);
 }
 
 Place::Place(const at::Tensor& tokens, StreamState* state_, DropoutKeys* dropout_, at::ScalarType type)

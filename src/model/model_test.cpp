@@ -305,6 +305,27 @@ TEST(Projection, AgreesWithLinearLayers) {
   unused[1].sum().backward();  // of a layer that nothing depends on there is no gradient
 }
 
+TEST(Projection, SumsTheGradientOfWhatItPasses) {
+  for (const bool shared : {false, true}) {  // whether somebody else holds the gradient that came
+    const auto leaf = [](const at::Tensor& x) { return x.detach().clone().set_requires_grad(true); };
+    const auto x = ops::testing::random({2, 3, 5}), w = ops::testing::random({4, 5}),
+               d1 = ops::testing::random({2, 3, 4}), d2 = ops::testing::random({2, 3, 5});
+    const auto got = leaf(x), want = leaf(x);
+    const auto of_got = project_and_pass(got * 1, {{w}});
+    EXPECT_TRUE(at::equal(of_got[1], x));
+    const auto kept = d2.clone();
+    const auto other = shared ? (of_got[1] * kept).sum() : (of_got[1].square() * kept).sum();
+    at::Tensor seen;
+    if (shared) of_got[1].register_hook([&](const at::Tensor& d) { seen = d; });
+    ((of_got[0] * d1).sum() + other).backward();
+    const auto wanted = shared ? (want * d2).sum() : (want.square() * d2).sum();
+    ((at::linear(want, w) * d1).sum() + wanted).backward();
+    EXPECT_LE(ops::testing::relative_error(got.grad(), want.grad()), 1e-6);
+    EXPECT_TRUE(at::equal(kept, d2));
+    if (shared) EXPECT_TRUE(at::equal(seen, d2));
+  }
+}
+
 TEST(Projection, KeepsTheWeightsType) {
   const auto x = ops::testing::random({3, 5}).to(at::kBFloat16).set_requires_grad(true);
   const auto w =

@@ -29,6 +29,12 @@ variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList
   return y;
 }
 
+// Whether nobody else sees the memory of x, a gradient that an operator was handed.
+bool is_own(const at::Tensor& x) {
+  return x.use_count() == 1 && x.storage().use_count() == 1 && x.is_contiguous();
+}
+
+// The last result is x again.
 struct Projection : torch::autograd::Function<Projection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
                                at::TensorList biases, const std::vector<int64_t>& biased) {
@@ -37,7 +43,10 @@ struct Projection : torch::autograd::Function<Projection> {
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["biased"] = biased;
-    return values(x, weights, biases, biased);
+    ctx->set_materialize_grads(false);
+    auto results = values(x, weights, biases, biased);
+    results.push_back(x);
+    return results;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
@@ -47,6 +56,7 @@ struct Projection : torch::autograd::Function<Projection> {
     const std::size_t layers = saved.size() - 1;
     variable_list gradients(1 + layers + biased.size() + 1);  // the last is of `biased`
     at::Tensor dx;
+    if (const auto& d = dy.back(); d.defined()) dx = rows_of(is_own(d) ? d : d.clone(), saved[1]);
     for (std::size_t i = 0; i < layers; ++i) {
       if (!dy[i].defined()) continue;
       const auto& weight = saved[1 + i];
@@ -77,7 +87,7 @@ at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
   return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
 }
 
-std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
+std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers) {
   variable_list weights, biases;
   std::vector<int64_t> biased;
   for (const auto& layer : layers) {
@@ -90,10 +100,21 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
   if (weights[0].dim() == 2 && ops::has_skinny_kernel(x)) {
     std::vector<ops::SkinnyLayer> skinny;
     for (const auto& layer : layers) skinny.push_back({.x = x, .weight = layer.weight, .bias = layer.bias});
-    return ops::skinny_linear(skinny);
+    auto results = ops::skinny_linear(skinny);
+    results.push_back(x);
+    return results;
   }
-  if (!at::GradMode::is_enabled()) return values(x, weights, biases, biased);
-  return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased);
+  if (at::GradMode::is_enabled())
+    return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased);
+  auto results = values(x, weights, biases, biased);
+  results.push_back(x);
+  return results;
+}
+
+std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
+  auto results = project_and_pass(x, layers);
+  results.pop_back();
+  return results;
 }
 
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {

@@ -22,4 +22,8 @@ at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 // The same x through several layers: the gradients of x are summed inside the products.
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers);
 
+// The same results, and last x again: the gradient of what is made from that is summed inside the products
+// too.
+std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers);
+
 }  // namespace megalodon::model

@@ -5,20 +5,18 @@
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-
-// A block sums `rows` rows of 32 V columns: a warp every eighth row, a lane V columns.
-template <class T, int V>
-__global__ void __launch_bounds__(32 * kWarps)
+// A block sums `rows` rows of 32 V columns: a warp every W-th row, a lane V columns.
+template <class T, int V, int W>
+__global__ void __launch_bounds__(32 * W)
     sums(const T* x, std::int64_t R, std::int64_t D, std::int64_t rows, float* y) {
-  __shared__ float partial[kWarps][32 * V + 1];
+  __shared__ float partial[W][32 * V + 1];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const std::int64_t column = (std::int64_t{blockIdx.x} * 32 + lane) * V, first = blockIdx.y * rows,
                      last = first + rows < R ? first + rows : R;
   float sum[V] = {};
   if (column < D) {
 #pragma unroll 8
-    for (std::int64_t row = first + warp; row < last; row += kWarps) {
+    for (std::int64_t row = first + warp; row < last; row += W) {
       float x_i[V];
       load(x + row * D + column, x_i);
 #pragma unroll
@@ -28,11 +26,11 @@ __global__ void __launch_bounds__(32 * kWarps)
 #pragma unroll
   for (int j = 0; j < V; ++j) partial[warp][j * 32 + lane] = sum[j];
   __syncthreads();
-  for (int i = threadIdx.x; i < 32 * V; i += 32 * kWarps) {  // column i of the block's
+  for (int i = threadIdx.x; i < 32 * V; i += 32 * W) {  // column i of the block's
     const std::int64_t of_y = std::int64_t{blockIdx.x} * 32 * V + i;
     float total = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += partial[w][i % V * 32 + i / V];
+    for (int w = 0; w < W; ++w) total += partial[w][i % V * 32 + i / V];
     if (of_y < D) y[blockIdx.y * D + of_y] = total;
   }
 }
@@ -46,7 +44,11 @@ void column_sums(const T* x, std::int64_t R, std::int64_t D, std::int64_t rows, 
       D,
       [&]<int V>(Width<V>) {
         const dim3 grid(grid_size(ceil_div(D, 32 * V)), grid_size(ceil_div(R, rows)));
-        sums<T, V><<<grid, 32 * kWarps, 0, stream>>>(x, R, D, rows, y);
+        if (grid.y > 1) {
+          sums<T, V, 8><<<grid, 32 * 8, 0, stream>>>(x, R, D, rows, y);
+        } else {  // few blocks
+          sums<T, V, 32><<<grid, 32 * 32, 0, stream>>>(x, R, D, rows, y);
+        }
       },
       x);
 }

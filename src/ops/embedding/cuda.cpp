@@ -1,0 +1,30 @@
+#include "ops/embedding/cuda.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "ops/cuda_launch.h"
+
+namespace megalodon::ops {
+namespace {
+
+at::Tensor backward(const at::Tensor& dy, const at::Tensor& tokens, int64_t V) {
+  const int64_t N = dy.size(0), D = dy.size(1);
+  if (dy.numel() == 0) return at::zeros({V, D}, dy.options());
+  const auto dy_ = dy.contiguous(), tokens_ = tokens.contiguous();
+  const int64_t rows = std::max<int64_t>(64, (N + 191) / 192);
+  const auto partial = at::empty({(N + rows - 1) / rows, V, D}, dy.options());
+  launch(dy, [&](cudaStream_t stream) {
+    cuda::sums_by_token(pointer<float>(dy_), tokens_.const_data_ptr<int64_t>(), N, D, V, rows,
+                        mutable_pointer<float>(partial), stream);
+  });
+  return sum_of_blocks(partial);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
+  m.impl("embedding_backward", &backward);
+}
+
+}  // namespace megalodon::ops

@@ -1,0 +1,48 @@
+#include "ops/embedding/embedding.h"
+
+#include <gtest/gtest.h>
+
+#include "ops/testing.h"
+
+namespace megalodon::ops {
+namespace {
+using testing::Tensors;
+
+// The first token is the most frequent.
+at::Tensor tokens_of(at::IntArrayRef shape, int64_t V) {
+  const auto uniform = at::arange(c10::multiply_integers(shape), at::kLong).mul(7919).remainder(V);
+  return uniform.masked_fill(at::arange(uniform.size(0)).remainder(3).eq(0), 0).view(shape);
+}
+
+TEST(Embedding, AgreesWithReference) {
+  for (const auto& [V, D] : {std::pair<int64_t, int64_t>{1, 1}, {102, 384}, {7, 33}, {400, 260}, {401, 16}}) {
+    for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1}, {3, 5}, {40, 129}}) {
+      SCOPED_TRACE(at::str(V, " x ", D, " ", at::IntArrayRef(shape)));
+      const auto tokens = tokens_of(shape, V);
+      testing::expect_agreement(
+          [&](const Tensors& in) { return Tensors{ops::embedding(in[0], testing::beside(in[0], tokens))}; },
+          [&](const Tensors& in) { return Tensors{embedding_reference(in[0], tokens)}; },
+          {testing::random({V, D})});
+    }
+  }
+}
+
+TEST(Embedding, GradientsHaveTheSameBitsEveryTime) {
+  const auto tokens = tokens_of({64, 50}, 30).to(testing::device()), upstream = testing::random({64, 50, 40});
+  const auto gradient = [&] {
+    const auto table = at::ones({30, 40}, testing::device()).set_requires_grad(true);
+    ops::embedding(table, tokens).backward(upstream);
+    return table.grad();
+  };
+  EXPECT_TRUE(at::equal(gradient(), gradient()));
+}
+
+TEST(Embedding, NamesWhatDoesNotFit) {
+  testing::expect_error([] { ops::embedding(at::zeros({3}), at::zeros({2}, at::kLong)); },
+                        "[embedding] table:");
+  testing::expect_error([] { ops::embedding(at::zeros({3, 2}), at::zeros({2}, at::kInt)); },
+                        "[embedding] tokens:");
+}
+
+}  // namespace
+}  // namespace megalodon::ops
