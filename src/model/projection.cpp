@@ -34,17 +34,27 @@ bool is_own(const at::Tensor& x) {
   return x.use_count() == 1 && x.storage().use_count() == 1 && x.is_contiguous();
 }
 
+// A small weight's cast takes a GPU longer to begin than to do: it is kept for the backward pass.
+bool keeps_cast(const at::Tensor& weight) {
+  constexpr int64_t few = 1 << 20;
+  return weight.is_cuda() && weight.numel() <= few;
+}
+
 // The last result is x again.
 struct Projection : torch::autograd::Function<Projection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
                                at::TensorList biases, const std::vector<int64_t>& biased) {
     const at::AutoDispatchBelowADInplaceOrView below;  // so that results may be added to in place
-    variable_list saved{x};
-    saved.insert(saved.end(), weights.begin(), weights.end());
+    variable_list cast, saved{x};
+    for (const auto& weight : weights) {
+      cast.push_back(weight.to(x.scalar_type()));
+      saved.push_back(keeps_cast(weight) ? cast.back() : weight);
+    }
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["biased"] = biased;
+    ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(false);
-    auto results = values(x, weights, biases, biased);
+    auto results = values(x, cast, biases, biased);
     results.push_back(x);
     return results;
   }
@@ -52,6 +62,7 @@ struct Projection : torch::autograd::Function<Projection> {
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     const auto saved = ctx->get_saved_variables();
     const auto biased = ctx->saved_data["biased"].toIntVector();
+    const auto type = ctx->saved_data["type"].toScalarType();  // of weights
     const auto& x = saved[0];
     const std::size_t layers = saved.size() - 1;
     variable_list gradients(1 + layers + biased.size() + 1);  // the last is of `biased`
@@ -69,7 +80,7 @@ struct Projection : torch::autograd::Function<Projection> {
           dx = product(d, w);
       }
       if (ctx->needs_input_grad(1 + i))
-        gradients[1 + i] = product(d.transpose(-2, -1), rows_of(x, weight), weight.scalar_type());
+        gradients[1 + i] = product(d.transpose(-2, -1), rows_of(x, weight), type);
     }
     for (std::size_t b = 0; b < biased.size(); ++b) {
       const auto& d = dy[static_cast<std::size_t>(biased[b])];

@@ -16,7 +16,7 @@ struct Linear {
 at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight);
 
 // x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
-// are cast to for a product is not kept for the backward pass.
+// are cast to for a product is not kept for the backward pass, unless it is small.
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
 // The same x through several layers: the gradients of x are summed inside the products.

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include <algorithm>
 
@@ -80,6 +81,17 @@ Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Ten
   return result;
 }
 
+// x with its K-th parts scaled by the K numbers, in the type of x.
+at::Tensor scaled(const at::Tensor& x, const at::Tensor& scales) {
+  static const auto op = registered<at::Tensor(const at::Tensor&, const at::Tensor&)>("megalodon::scaled");
+  return op.call(x, scales);
+}
+at::Tensor scaled_cpu(const at::Tensor& x, const at::Tensor& scales) {
+  const auto of_models = x.view({scales.size(0), -1});
+  auto y = at::empty_like(of_models);
+  return at::mul_out(y, of_models, scales.unsqueeze(1)).view(x.sizes());
+}
+
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden, const at::Tensor& weights,
                             const at::Tensor& targets, int64_t logits_at_once) {
@@ -91,11 +103,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     const auto saved = ctx->get_saved_variables();
     const auto &d_hidden = saved[0], &d_weight = saved[1];
-    const int64_t K = d_weight.size(0), N = d_hidden.size(0), D = d_hidden.size(1);
-    const auto of_model = upstream[0].view({K, 1, 1});
-    auto rows = at::empty_like(d_hidden).view({K, N / K, D});
-    at::mul_out(rows, d_hidden.view({K, N / K, D}), of_model);
-    return {rows.view({N, D}), d_weight * of_model, {}, {}};
+    return {scaled(d_hidden, upstream[0]), scaled(d_weight, upstream[0]), {}, {}};
   }
 };
 
@@ -112,6 +120,13 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
                         ? LinearCrossEntropy::apply(hidden_, weights, targets_, logits_at_once)
                         : losses(hidden_, weights, targets_, logits_at_once, false).mean;
   return stacked ? mean : mean.squeeze(0);
+}
+
+TORCH_LIBRARY_FRAGMENT(megalodon, m) {
+  m.def("scaled(Tensor x, Tensor scales) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(megalodon, CPU, m) {
+  m.impl("scaled", &scaled_cpu);
 }
 
 }  // namespace megalodon::ops
