@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "ops/check.h"
-#include "ops/column_sum/column_sum.h"
+#include "ops/registered.h"
 
 namespace megalodon::ops {
 
@@ -39,7 +39,8 @@ inline int64_t row_blocks(int64_t rows) {
 
 // Sums over the blocks of a kernel, [blocks, ...] float32: [...].
 inline at::Tensor sum_of_blocks(const at::Tensor& partial) {
-  return column_sum(partial.flatten(1)).view(partial.sizes().slice(1));
+  static const auto column_sum = registered<at::Tensor(const at::Tensor&)>("megalodon::column_sum");
+  return column_sum.call(partial.flatten(1)).view(partial.sizes().slice(1));
 }
 
 }  // namespace megalodon::ops
