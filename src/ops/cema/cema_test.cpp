@@ -55,13 +55,24 @@ TEST(Cema, AgreesWithReference) {
   }
 }
 
-// CUDA's kernels for bfloat16 go by tiles of 512 steps and 16 features.
+// CUDA's kernels for bfloat16 go by tiles of 512 steps and 16 features, two tiles at a time; where there are
+// features for all multiprocessors, one after the other through the sequences.
 TEST(Cema, AgreesOverManyTiles) {
-  const Shape shapes[] = {
-      {1, 512, 16, 16}, {2, 511, 16, 16}, {2, 1024, 32, 16}, {3, 1537, 48, 8}, {1, 2100, 16, 3}};
+  const Shape shapes[] = {{1, 512, 16, 16}, {2, 511, 16, 16}, {2, 1024, 32, 16},
+                          {3, 1537, 48, 8}, {1, 2100, 16, 3}, {3, 512, 2128, 1}};
   for (const auto& shape : shapes) {
     for (const bool carried : {false, true}) expect_fast_agrees(shape, at::kBFloat16, carried, 0.3, 0.98);
   }
+  expect_fast_agrees({1, 1536, 16, 16}, at::kBFloat16, true, 0.99, 0.9999);
+  expect_fast_agrees({1, 1536, 16, 16}, at::kBFloat16, true, 0, 1e-4);
+}
+
+TEST(Cema, GradientsOfCoefficientsThatAreZero) {
+  Tensors inputs{testing::random({2, 520, 16}, at::kBFloat16)};
+  for (const auto& c : coefficients(16, 4, at::kFloat)) inputs.push_back(c);
+  for (const int64_t which : {1, 3}) inputs[which].select(1, which).zero_();  // of p and of eta
+  inputs[2].select(1, 0).zero_();                                             // of q
+  testing::expect_agreement(with(&cema), with(&cema_reference), inputs);
 }
 
 TEST(Cema, GradientsFlowFromTheStateAlone) {
@@ -114,18 +125,23 @@ TEST(Cema, AnySplitIsTheWhole) {
 }
 
 TEST(Cema, TwoRunsGiveTheSameBits) {
-  const auto run = [] {
+  const auto run = [](int64_t L, int64_t D, at::ScalarType type) {
     at::manual_seed(3);
-    Tensors in{at::randn({3, 90, 40}), at::rand({40, 16}), at::polar(at::rand({40, 16}), at::rand({40, 16})),
-               at::complex(at::randn({40, 16}), at::randn({40, 16})), at::randn({40})};
+    Tensors in{at::randn({3, L, D}).to(type), at::rand({D, 16}),
+               at::polar(at::rand({D, 16}), at::rand({D, 16})),
+               at::complex(at::randn({D, 16}), at::randn({D, 16})), at::randn({D})};
     for (auto& t : in) t = t.to(testing::device()).set_requires_grad(true);
     cema(in[0], in[1], in[2], in[3], in[4]).y.square().sum().backward();
     Tensors gradients;
     for (auto& t : in) gradients.push_back(t.grad());
     return gradients;
   };
-  const auto a = run(), b = run();
-  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i], b[i])) << i;
+  const auto expect_same = [&](int64_t L, int64_t D, at::ScalarType type) {
+    const auto a = run(L, D, type), b = run(L, D, type);
+    for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i], b[i])) << i;
+  };
+  expect_same(90, 40, at::kFloat);
+  expect_same(1600, 32, at::kBFloat16);
 }
 
 TEST(Cema, NamesWhatDoesNotFit) {
