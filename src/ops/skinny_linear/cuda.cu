@@ -13,11 +13,10 @@ namespace {
 constexpr int kTile = 16;   // outputs
 constexpr int kChunk = 32;  // features: 8 of each thread of a row
 
-// For N groups of 8 rows: chunks that a warp has in flight, and warps of a block.
+constexpr int kMostWarps = 16;
+// Chunks that a warp has in flight, for N groups of 8 rows.
 template <int N>
 constexpr int kInFlight = N == 1 ? 8 : 4;
-template <int N>
-constexpr int kMostWarps = N == 4 ? 12 : 16;
 // Few rows of x wait in shared memory; many would not fit, but stay in the first cache.
 template <int N>
 constexpr bool kIsStaged = N == 1;
@@ -128,18 +127,37 @@ struct Tile {
   }
 };
 
-// The rows of a tile's weights that this thread reads.
-struct Rows {
+// Where a thread reads weights: chunks of a tile's rows, then those of the block's next tile.
+struct Place {
+  const SkinnyCall& call;
+  int start, step, chunk;  // of the warp, in chunks
+  unsigned tile;
   const Bfloat16 *low, *high;
 
-  __device__ Rows(const SkinnyCall& c, const Tile& tile) {
-    const SkinnyLayer& layer = *tile.layer;
+  __device__ Place(const SkinnyCall& c, int start_, int step_)
+      : call(c), start(start_), step(step_), chunk(start_), tile(blockIdx.x) {
+    find_rows();
+  }
+  __device__ void go_on() {
+    chunk += step;
+    if (chunk * kChunk < call.width) return;
+    tile += gridDim.x;
+    const bool has_more = tile < call.tiles;
+    chunk = has_more ? start : call.width / kChunk;
+    if (has_more) find_rows();
+  }
+  __device__ bool has(int i) const { return (chunk + i) * kChunk < call.width; }
+
+ private:
+  __device__ void find_rows() {
+    const Tile at(call, tile);
     const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
     const auto row = [&](const Bfloat16* weight, int out) {
-      return weight + std::int64_t{min(out, layer.out - 1)} * c.width + 8 * t;
+      return weight + std::int64_t{min(out, at.layer->out - 1)} * call.width + 8 * t;
     };
-    low = row(layer.weight, tile.first + g);
-    high = layer.up != nullptr ? row(layer.up, tile.first + g) : row(layer.weight, tile.first + 8 + g);
+    low = row(at.layer->weight, at.first + g);
+    high =
+        at.layer->up != nullptr ? row(at.layer->up, at.first + g) : row(at.layer->weight, at.first + 8 + g);
   }
 };
 
@@ -167,7 +185,7 @@ __device__ void finish(const SkinnyCall& c, const Tile& tile, const float* sums,
 }
 
 template <int N>
-__global__ void __launch_bounds__(kMostWarps<N> * 32) forward(const __grid_constant__ SkinnyCall c) {
+__global__ void __launch_bounds__(kMostWarps * 32) forward(const __grid_constant__ SkinnyCall c) {
   constexpr int P = kInFlight<N>, kColumns = 8 * N;
   extern __shared__ __align__(16) float sums[];  // [warps, rows, kTile], then the staged rows
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -176,24 +194,20 @@ __global__ void __launch_bounds__(kMostWarps<N> * 32) forward(const __grid_const
   const int chunks = static_cast<int>(c.width / kChunk), step = warps * P;
 
   uint4 a[P][2];
-  unsigned tile_to_read = blockIdx.x;
-  int chunk_to_read = warp * P;
-  Rows rows(c, Tile(c, tile_to_read));
+  Place place(c, warp * P, step);
   const auto read_weights = [&](int i) {
-    const bool there = chunk_to_read + i < chunks;
-    a[i][0] = stream_weights(rows.low + (chunk_to_read + i) * kChunk, there);
-    a[i][1] = stream_weights(rows.high + (chunk_to_read + i) * kChunk, there);
-  };
-  const auto go_on = [&] {
-    chunk_to_read += step;
-    if (chunk_to_read < chunks) return;
-    tile_to_read += gridDim.x;
-    const bool has_more = tile_to_read < c.tiles;
-    chunk_to_read = has_more ? warp * P : chunks;
-    if (has_more) rows = Rows(c, Tile(c, tile_to_read));
+    a[i][0] = stream_weights(place.low + (place.chunk + i) * kChunk, place.has(i));
+    a[i][1] = stream_weights(place.high + (place.chunk + i) * kChunk, place.has(i));
   };
 #pragma unroll
   for (int i = 0; i < P; ++i) read_weights(i);
+  Place ahead = place;  // what does not fit into the registers yet waits in the second cache
+  ahead.go_on();
+#pragma unroll
+  for (int i = 0; i < P; i += 2) {
+    if (!ahead.has(i)) break;
+    prefetch(ahead.low + (ahead.chunk + i) * kChunk), prefetch(ahead.high + (ahead.chunk + i) * kChunk);
+  }
   prefetch_norm(c, *Tile(c, blockIdx.x).layer);
   wait_for_previous();
 
@@ -217,7 +231,7 @@ __global__ void __launch_bounds__(kMostWarps<N> * 32) forward(const __grid_const
     constexpr int S = N == 1 ? 2 : 1;  // sums side by side, where there are registers for them
     float sum[N][S][4] = {};
     for (int begin = warp * P; begin < chunks; begin += step) {
-      go_on();
+      place.go_on();
 #pragma unroll
       for (int i = 0; i < P; ++i) {
 #pragma unroll
@@ -246,7 +260,7 @@ __global__ void __launch_bounds__(kMostWarps<N> * 32) forward(const __grid_const
 
 template <int N>
 void launch(const SkinnyCall& call, cudaStream_t stream) {
-  const std::int64_t chunks = call.width / kChunk, passes = ceil_div(chunks, kMostWarps<N> * kInFlight<N>),
+  const std::int64_t chunks = call.width / kChunk, passes = ceil_div(chunks, kMostWarps * kInFlight<N>),
                      warps = ceil_div(chunks, kInFlight<N> * passes);
   const auto threads = static_cast<unsigned>(32 * warps);
   const std::size_t shared =
