@@ -268,6 +268,19 @@ void bench_prefill(const Options& o) {
   if (o.profiled) print_profile(o, read);
 }
 
+// What a step reads of a state: of keys and values those that are seen.
+double bytes_read(const model::LanguageModel& model, const model::StreamState& state) {
+  const auto* const c = std::get_if<model::MegalodonConfig>(&model.config());
+  const int64_t seen = c != nullptr ? state.highest % c->chunk_size : state.highest;
+  double bytes = 0;
+  for (const auto& [name, tensor] : state.tensors) {
+    const bool cache = name.ends_with(".k") || name.ends_with(".v");  // [B, C, H, d]
+    bytes += static_cast<double>(tensor.nbytes()) *
+             (cache ? static_cast<double>(seen) / static_cast<double>(tensor.size(1)) : 1);
+  }
+  return bytes;
+}
+
 void bench_decode(const Options& o) {
   const at::NoGradGuard no_grad;
   const auto model = inference_model(o);
@@ -283,11 +296,12 @@ void bench_decode(const Options& o) {
   generate::Stepper stepper(*model);
   const auto step = [&] { stepper.step(next, state); };
   step();
+  const double read = bytes + bytes_read(*model, state);
   const double seconds = median_seconds(o, o.repeats * 20, step);
   print(o, {"decode " + o.preset + " " + o.compute_type + " batch " + std::to_string(o.batch) + " at " +
                 std::to_string(o.context),
             seconds,
-            bytes + static_cast<double>(state.bytes()),
+            read,
             copy_bandwidth(o),
             "B",
             {{"tokens_per_second", static_cast<double>(o.batch) / seconds}}});

@@ -13,9 +13,13 @@ namespace {
 namespace profiler = torch::autograd::profiler;
 using Event = const profiler::KinetoEvent*;
 
-// The time of each event less that of the events inside it. Those of a thread lie inside or beside each
-// other.
-std::map<Event, double> own_seconds(std::vector<Event>& events) {
+double seconds_of(Event e) {
+  return static_cast<double>(e->durationNs()) * 1e-9;
+}
+
+// The time of each event of a CPU less that of the events inside it: those of a thread lie inside or beside
+// each other.
+std::map<Event, double> own_seconds(std::vector<Event> events) {
   std::ranges::sort(events, {}, [](Event e) {
     return std::tuple(e->startThreadId(), e->startNs(), -static_cast<int64_t>(e->durationNs()));
   });
@@ -25,9 +29,8 @@ std::map<Event, double> own_seconds(std::vector<Event>& events) {
     while (!around.empty() &&
            (around.back()->startThreadId() != e->startThreadId() || around.back()->endNs() <= e->startNs()))
       around.pop_back();
-    const double seconds = static_cast<double>(e->durationNs()) * 1e-9;
-    if (!around.empty()) own[around.back()] -= seconds;
-    own[e] += seconds;
+    if (!around.empty()) own[around.back()] -= seconds_of(e);
+    own[e] += seconds_of(e);
     around.push_back(e);
   }
   return own;
@@ -51,9 +54,10 @@ std::vector<ProfileEntry> profile(at::Device device, const std::function<void()>
   for (const auto& event : result->events())
     if (event.deviceType() == device.type()) events.push_back(&event);
   std::map<std::string, ProfileEntry> by_name;
-  for (const auto& [event, seconds] : own_seconds(events)) {
+  const auto own = device.is_cuda() ? std::map<Event, double>() : own_seconds(events);
+  for (const auto event : events) {
     auto& entry = by_name.try_emplace(event->name(), ProfileEntry{event->name(), 0, 0}).first->second;
-    entry.seconds += seconds;
+    entry.seconds += device.is_cuda() ? seconds_of(event) : own.at(event);
     ++entry.calls;
   }
   std::vector<ProfileEntry> entries;

@@ -50,6 +50,7 @@ void visit_members(LlamaConfig& c, Visitor&& visit) {
   visit("position_embedding", c.position_embedding);
   visit("tie_word_embeddings", c.tie_word_embeddings);
   visit("initializer_range", c.initializer_range, 0.0, 10.0);
+  visit("embedding_initializer_range", c.embedding_initializer_range, 0.0, 10.0);
   visit("dropout", c.dropout, 0.0, 0.99);
   visit("attention_dropout", c.attention_dropout, 0.0, 0.99);
 }

@@ -47,8 +47,9 @@ struct LlamaConfig {
   double rope_theta = 1e4;
   std::string position_embedding = "rope";  // or "none" (NoPE)
   bool tie_word_embeddings = false;
-  double initializer_range = 0.02;  // standard deviation of the initial weights; 0: 1/sqrt(fan_in)
-  double dropout = 0;               // after the embedding and on both branches
+  double initializer_range = 0.02;         // standard deviation of the initial weights; 0: 1/sqrt(fan_in)
+  double embedding_initializer_range = 0;  // of the embedding; 0: as of the others
+  double dropout = 0;                      // after the embedding and on both branches
   double attention_dropout = 0;
 };
 

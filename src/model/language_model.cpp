@@ -71,7 +71,8 @@ std::unique_ptr<LanguageModel> member(const LanguageModel& stack, int64_t k) {
 
 std::string fingerprint(const ModelConfig& config) {
   auto json = to_json(config);
-  for (const char* key : {"dropout", "hidden_dropout", "attention_dropout", "initializer_range"})
+  for (const char* key :
+       {"dropout", "hidden_dropout", "attention_dropout", "initializer_range", "embedding_initializer_range"})
     json.erase(key);
   return hex(xxh3(dump_json(json)));
 }

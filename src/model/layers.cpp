@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "ops/cache_store/cache_store.h"
 #include "ops/dropout/dropout.h"
 #include "ops/embedding/embedding.h"
 
@@ -54,8 +55,7 @@ Place Place::after(int64_t L) const {
 }
 
 void store(const at::Tensor& ring, const at::Tensor& values, const Place& place) {
-  const int64_t B = values.size(0), L = values.size(1), C = ring.size(1), kept = std::min(L, C),
-                first = L - kept;
+  const int64_t L = values.size(1), C = ring.size(1), kept = std::min(L, C), first = L - kept;
   if (kept == 0) return;
   const auto last = values.narrow(1, first, kept);  // [B, kept, Hkv, d]
   if (place.common_start) {
@@ -64,11 +64,7 @@ void store(const at::Tensor& ring, const at::Tensor& values, const Place& place)
     ring.narrow(1, 0, kept - fitting).copy_(last.narrow(1, fitting, kept - fitting));
     return;
   }
-  const auto row = at::arange(B, place.start.options()).unsqueeze(1) * C;  // [B, 1]
-  const auto slots =
-      (place.start.unsqueeze(1) + at::arange(first, L, place.start.options())).remainder(C);  // [B, kept]
-  ring.view({B * C, -1})
-      .index_copy_(0, (row + slots).view(-1), last.to(ring.scalar_type()).reshape({B * kept, -1}));
+  ops::cache_store(ring, values, place.start);
 }
 
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

@@ -13,11 +13,12 @@
 namespace megalodon::model {
 namespace {
 
-at::Tensor matrix(ParameterMaker& make, const std::string& name, int64_t out, int64_t in,
-                  const LlamaConfig& c) {
-  const double deviation =
-      c.initializer_range > 0 ? c.initializer_range : 1 / std::sqrt(static_cast<double>(in));
-  return make.normal(name, {out, in}, deviation);
+at::Tensor matrix(ParameterMaker& make, const std::string& name, int64_t out, int64_t in, double range) {
+  return make.normal(name, {out, in}, range > 0 ? range : 1 / std::sqrt(static_cast<double>(in)));
+}
+
+double embedding_range(const LlamaConfig& c) {
+  return c.embedding_initializer_range > 0 ? c.embedding_initializer_range : c.initializer_range;
 }
 
 ops::AddRmsNorm norm(const Residual& r, const at::Tensor& factor, const LlamaConfig& c,
@@ -44,7 +45,7 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
     : c(config), layer(layer_index) {
   const int64_t D = c.hidden_size, F = c.intermediate_size, d = c.head_dim;
   const auto weight = [&](const std::string& part, int64_t out, int64_t in) {
-    return matrix(make, name + "." + part + ".weight", out, in, c);
+    return matrix(make, name + "." + part + ".weight", out, in, c.initializer_range);
   };
   input_norm = make.constant(name + ".input_layernorm.weight", {D}, 1);
   wq = weight("self_attn.q_proj", c.num_attention_heads * d, D);
@@ -94,12 +95,13 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
     : LanguageModel(config),
       c_(config),
       stack_(stack),
-      embedding_(matrix(make, "model.embed_tokens.weight", config.vocab_size, config.hidden_size, config)),
+      embedding_(matrix(make, "model.embed_tokens.weight", config.vocab_size, config.hidden_size,
+                        embedding_range(config))),
       blocks_(make_blocks(make, config)),
       final_norm_(make.constant("model.norm.weight", {config.hidden_size}, 1)) {
-  const auto output = config.tie_word_embeddings
-                          ? embedding_
-                          : matrix(make, "lm_head.weight", config.vocab_size, config.hidden_size, config);
+  const auto output = config.tie_word_embeddings ? embedding_
+                                                 : matrix(make, "lm_head.weight", config.vocab_size,
+                                                          config.hidden_size, config.initializer_range);
   adopt(make.take(), output);
 }
 
