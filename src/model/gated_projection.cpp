@@ -44,7 +44,7 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
     const auto b = saved[1].defined() ? Optional(saved[1]) : std::nullopt;
     const Drop drop(ctx->saved_data["p"].toDouble(), ctx->saved_data["key"].toInt());
     const auto d = rows_of(dy[0], weight);
-    const auto d_hidden = drop(product(d, cast_for_gradient(weight, a.scalar_type())).view(a.sizes()));
+    const auto d_hidden = drop(product(d, weight.to(a.scalar_type())).view(a.sizes()));
     const auto [da, db, hidden] = ops::swiglu_gradients(a, b, d_hidden);
     const auto d_weight = product(d.transpose(-2, -1), rows_of(drop(hidden), weight), weight.scalar_type());
     return {da, db, d_weight, {}, ctx->saved_data["onto"].toBool() ? dy[0] : at::Tensor()};

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "ops/cast_transposed/cast_transposed.h"
 #include "ops/column_sum/column_sum.h"
 #include "ops/product.h"
 #include "ops/skinny_linear/skinny_linear.h"
@@ -74,7 +73,7 @@ struct Projection : torch::autograd::Function<Projection> {
       const auto& weight = saved[1 + i];
       const auto d = rows_of(dy[i], weight);
       if (ctx->needs_input_grad(0)) {
-        const auto w = cast_for_gradient(weight, x.scalar_type());
+        const auto w = weight.to(x.scalar_type());
         if (dx.defined())
           add_product(dx, d, w);
         else
@@ -97,11 +96,6 @@ struct Projection : torch::autograd::Function<Projection> {
 
 at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
   return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
-}
-
-at::Tensor cast_for_gradient(const at::Tensor& weight, at::ScalarType type) {
-  const bool turns = weight.is_cuda() && weight.dim() == 2 && weight.scalar_type() == at::kFloat;
-  return turns && type == at::kBFloat16 ? ops::cast_transposed(weight) : weight.to(type);
 }
 
 std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers) {

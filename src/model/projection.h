@@ -15,10 +15,6 @@ struct Linear {
 // [R, in] of x [..., in], or [K, R, in] for the weights of K models.
 at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight);
 
-// The weight in `type` for the product d W that makes the gradient of x: on a GPU with its columns
-// contiguous, as the faster product of cuBLAS has it.
-at::Tensor cast_for_gradient(const at::Tensor& weight, at::ScalarType type);
-
 // x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
 // are cast to for a product is not kept for the backward pass, unless it is small.
 at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
