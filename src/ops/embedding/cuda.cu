@@ -4,7 +4,7 @@
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kAtOnce = 8;  // rows that are read before the first is added
+constexpr int kAtOnce = 16;  // rows that are read before the first is added
 
 // A warp: 32 W columns of `rows` rows. Each lane adds to its own columns of the sums, so that no two meet.
 template <int W>
