@@ -429,9 +429,11 @@ std::int64_t rows_of(std::int64_t length) {
   return ceil_div(length, kTile) * kTile;
 }
 
-unsigned threads_of(const SmallSizes& s) {
+// Of a block: few warps, so that blocks which copy and blocks which compute are beside each other; more,
+// where there are more than `few` strips and few blocks fill the shared memory.
+unsigned threads_of(const SmallSizes& s, std::int64_t few) {
   const auto strips = ceil_div(s.length, kTile);
-  return static_cast<unsigned>(32 * (strips > kMostWarps ? kMostWarps : std::min<std::int64_t>(strips, 4)));
+  return static_cast<unsigned>(32 * std::min<std::int64_t>(strips, strips > few ? kMostWarps : 4));
 }
 
 template <class F>
@@ -471,7 +473,7 @@ void small_forward(const SmallSizes& s, const Bfloat16* q, const Bfloat16* k, co
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto bytes = static_cast<std::size_t>(3 * rows_of(s.length) * D * 2);
     allow_shared_memory(forward<D>, bytes);
-    forward<D><<<grid_size(s.count * s.H), threads_of(s), bytes, stream>>>(s, q, k, v, o, lse);
+    forward<D><<<grid_size(s.count * s.H), threads_of(s, 8), bytes, stream>>>(s, q, k, v, o, lse);
   });
 }
 
@@ -482,7 +484,7 @@ void small_backward(const SmallSizes& s, const Bfloat16* q, const Bfloat16* k, c
     const auto bytes = static_cast<std::size_t>(Shared<D>::bytes(rows_of(s.length)));
     allow_shared_memory(backward<D>, bytes);
     backward<D>
-        <<<grid_size(s.count * s.H), threads_of(s), bytes, stream>>>(s, q, k, v, o, lse, d_o, dq, dk, dv);
+        <<<grid_size(s.count * s.H), threads_of(s, 4), bytes, stream>>>(s, q, k, v, o, lse, d_o, dq, dk, dv);
   });
 }
 
