@@ -290,8 +290,13 @@ void bench_decode(const Options& o) {
       bytes += static_cast<double>(parameter.value.nbytes());
   }
   auto state = model->fresh_state(o.batch);
-  const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, o.in(at::kLong));
+  // Of a far position Megalodon reads the chunk before and is said to stand there: all that its state holds.
+  const auto* const c = std::get_if<model::MegalodonConfig>(&model->config());
+  const int64_t length =
+      c == nullptr ? o.context : std::min(o.context, c->chunk_size + o.context % c->chunk_size);
+  const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, length}, o.in(at::kLong));
   model::stream(*model, prompt, state, {}, [](int64_t, const at::Tensor&) {});
+  state.move_to(o.context);
   const auto next = prompt.select(1, 0);
   generate::Stepper stepper(*model);
   const auto step = [&] { stepper.step(next, state); };

@@ -110,6 +110,7 @@ int run(const Options& o) {
   auto toml = Config::from_file(o.config, overrides);
   const auto config = improve::read_improve_config(toml);
   const auto device = ops::open_device(config.device);
+  if (config.deterministic) ops::make_deterministic();
   const auto tokenizer = data::make_symbol_tokenizer(config.task->symbols());
   const auto model_config = model::read_model_config(toml, tokenizer->vocabulary_size());
   toml.finish();

@@ -83,6 +83,7 @@ int run(const Options& o) {
   auto toml = Config::from_file(o.config, overrides);
   const auto config = train::read_train_config(toml);
   const auto device = ops::open_device(config.device);
+  if (config.deterministic) ops::make_deterministic();
   // All keys are checked before anything is written; the vocabulary is known once the data is open.
   const bool fresh = config.from.empty();
   if (fresh) model::read_model_config(toml, 1);

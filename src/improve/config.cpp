@@ -94,6 +94,7 @@ ImproveConfig read_improve_config(Config& config) {
   c.run = config.string("run");
   c.seed = static_cast<uint64_t>(config.integer("seed", 0, std::numeric_limits<int32_t>::max(), 1));
   c.device = config.choice("device", devices, "auto");
+  c.deterministic = config.boolean("deterministic", false);
 
   c.task = &read_task(config);
   c.base = config.integer("task.base", c.task->smallest_base(), c.task->largest_base());
@@ -115,7 +116,8 @@ ImproveConfig read_improve_config(Config& config) {
 
   c.batch = config.integer("train.batch", 1, 1 << 20);
   c.compute_type = config.choice("train.compute_type", types, "auto");
-  if (c.compute_type == "auto") c.compute_type = multiplies_bfloat16() ? "bfloat16" : "float32";
+  if (c.compute_type == "auto")
+    c.compute_type = c.device == "cuda" || multiplies_bfloat16() ? "bfloat16" : "float32";
   c.optimizer = train::read_optimizer(config);
   c.first = read_stage(config, "first_round");
   c.later = read_stage(config, "round");

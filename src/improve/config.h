@@ -28,6 +28,7 @@ struct ImproveConfig {
   std::filesystem::path run;  // the run directory
   uint64_t seed = 1;
   std::string device;
+  bool deterministic = false;  // on a GPU too
 
   const tasks::Task* task = nullptr;
   int64_t base = 0;            // the hardest labelled level

@@ -6,6 +6,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "base/error.h"
@@ -60,6 +61,13 @@ at::Device open_device(const std::string& wanted) {
   if (!wanted.empty() && wanted != "auto")
     fail_request("unknown device '" + wanted + "'", "--device", "use cpu, cuda or auto");
   return missing_cuda().empty() ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+}
+
+void make_deterministic() {
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  auto& context = at::globalContext();
+  context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+  context.setDeterministicFillUninitializedMemory(false);
 }
 
 void synchronize(at::Device device) {

@@ -12,6 +12,11 @@ namespace megalodon::ops {
 // must come before anything asks torch about CUDA.
 at::Device open_device(const std::string& wanted);
 
+// From here on two runs on one GPU give the same bits; for that torch's own kernels take slower ways where
+// they must. The project's sum in an order that depends on the shapes alone in any case. To be called before
+// the device is first used.
+void make_deterministic();
+
 // Waits for the work that `device` was given.
 void synchronize(at::Device device);
 

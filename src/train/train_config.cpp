@@ -13,6 +13,7 @@ TrainConfig read_train_config(Config& config) {
   c.run = config.string("run");
   c.seed = static_cast<uint64_t>(config.integer("seed", 0, std::numeric_limits<int64_t>::max(), 1));
   c.device = config.choice("device", devices, "auto");
+  c.deterministic = config.boolean("deterministic", false);
 
   c.data.train = config.strings("data.train");
   if (c.data.train.empty()) config.fail("data.train", "no training data", "name at least one file or folder");

@@ -13,7 +13,8 @@ namespace megalodon::train {
 struct TrainConfig {
   std::filesystem::path run;  // the run directory
   uint64_t seed = 1;
-  std::string device;  // cpu, cuda or auto
+  std::string device;          // cpu, cuda or auto
+  bool deterministic = false;  // on a GPU too
 
   struct {
     std::vector<std::string> train;       // text, jsonl, folders of them, or folders of token shards
