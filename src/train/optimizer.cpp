@@ -66,6 +66,13 @@ void AdamW::step(const at::Tensor& rate, const at::Tensor& norms, const at::Tens
                {options_.beta1, options_.beta2, options_.eps, group.weight_decay});
     for (auto& parameter : group.parameters) parameter.mutable_grad().reset();
   }
+  announce_change();
+}
+
+void AdamW::announce_change() const {
+  for (const auto& group : groups_) {
+    for (const auto& parameter : group.parameters) parameter.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 model::NamedTensors AdamW::state() const {

@@ -30,6 +30,9 @@ class AdamW {
   // them. `norms` are gradient_norms(); rate is a number, float64 on a CPU and float32 on other devices. All
   // stays on the parameters' device, which is not waited for.
   void step(const at::Tensor& rate, const at::Tensor& norms, const at::Tensor& skipped);
+  // Raises the version of all parameters, as a step does: for one that was recorded and is replayed. What was
+  // derived from weights is known by it to be out of date.
+  void announce_change() const;
 
   // First and second moments and the number of steps, by parameter name: what a checkpoint keeps.
   model::NamedTensors state() const;

@@ -71,6 +71,7 @@ at::Tensor TrainingStep::replay(const at::Tensor& tokens, const at::Tensor& targ
         model_.device(), [&] { step.numbers.copy_(run(step.tokens, step.targets, 1, nullptr)); });
   }
   step.graph->replay();
+  optimizer_.announce_change();
   return step.numbers;
 }
 

@@ -34,12 +34,15 @@ TEST(TrainingStep, IsTheSameWhenItsShapeComesAgain) {
   const auto model = stacked_llama(), other = stacked_llama();
   AdamW optimizer(model->parameters(), {}, 2), other_optimizer(other->parameters(), {}, 2);
   TrainingStep step(*model, optimizer);
+  auto version = model->parameters()[0].value._version();
   for (int t = 0; t < 8; ++t) {
     const int64_t N = t % 3 == 2 ? 6 : 4, L = t % 2 == 0 ? 9 : 12;
     const auto in = tokens(N, L), out = tokens(N, L);
     const auto got = step(in, out, 1e-2);
     const auto expected = TrainingStep(*other, other_optimizer)(in, out, 1e-2);
     ASSERT_FALSE(got.skipped);
+    ASSERT_GT(model->parameters()[0].value._version(), version);  // what was derived from the weights is old
+    version = model->parameters()[0].value._version();
     for (std::size_t k = 0; k < 2; ++k) {
       EXPECT_NEAR(got.losses[k], expected.losses[k], 1e-5) << "step " << t;
       EXPECT_NEAR(got.gradient_norms[k], expected.gradient_norms[k], 1e-4) << "step " << t;

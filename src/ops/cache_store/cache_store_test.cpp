@@ -36,7 +36,7 @@ TEST(CacheStore, NamesWhatDoesNotFit) {
   testing::expect_error([&] { cache_store(at::zeros({2, 4, 1, 3}), at::zeros({2, 1, 1, 2}), start); },
                         "[cache_store] cache: expected shape [2, any, 1, 2], got [2, 4, 1, 3]");
   testing::expect_error(
-      [&] { cache_store(at::zeros({2, 4, 1, 3}).transpose(1, 2), at::zeros({2, 1, 4, 3}), start); },
+      [&] { cache_store(at::zeros({2, 4, 2, 3}).transpose(1, 2), at::zeros({2, 1, 4, 3}), start); },
       "[cache_store] cache: expected a contiguous tensor");
 }
 
