@@ -14,8 +14,8 @@ constexpr double kLargeStep = 2e13;
 constexpr std::size_t kMostShapes = 64;
 
 bool is_small(const model::LanguageModel& model, const at::Tensor& tokens) {
-  const double parameters = static_cast<double>(model.parameter_count() / model.stack());
-  return 6 * parameters * static_cast<double>(tokens.numel()) < kLargeStep;
+  const int64_t of_one = model.parameter_count() / model.stack();
+  return 6 * static_cast<double>(of_one) * static_cast<double>(tokens.numel()) < kLargeStep;
 }
 
 bool drops(const model::LanguageModel& model) {

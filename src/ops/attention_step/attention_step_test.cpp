@@ -1,5 +1,7 @@
 #include "ops/attention_step/attention_step.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
 #include "ops/testing.h"
@@ -13,7 +15,8 @@ struct Shape {
 };
 
 // The results of some steps from `start` on, and the cache after them.
-Tensors after(const Tensors& in, std::vector<int64_t> start, int64_t chunk, decltype(attention_step)* step) {
+Tensors after(const Tensors& in, const std::vector<int64_t>& start, int64_t chunk,
+              decltype(attention_step)* step) {
   const AttentionCache cache{in[3].clone(), in[4].clone()};
   const auto position = testing::beside(in[0], at::tensor(start, at::kLong));
   Tensors out;

@@ -1,5 +1,7 @@
 #include "ops/norm_cema_step/norm_cema_step.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
 #include "ops/testing.h"

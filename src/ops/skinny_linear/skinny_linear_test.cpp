@@ -1,5 +1,7 @@
 #include "ops/skinny_linear/skinny_linear.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
 #include <cmath>

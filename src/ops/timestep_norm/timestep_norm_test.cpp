@@ -1,5 +1,7 @@
 #include "ops/timestep_norm/timestep_norm.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
 #include "ops/testing.h"
@@ -70,7 +72,7 @@ const auto kReference = [](const auto&... a) { return timestep_norm_reference(a.
 
 std::optional<at::Tensor> mask_of(const Case& c) {
   if (!c.masked) return std::nullopt;
-  const auto mask = testing::random({c.B, c.L}).gt(0.3);
+  auto mask = testing::random({c.B, c.L}).gt(0.3);
   mask.slice(1, 0, 2).fill_(true);      // before anything was counted
   mask.select(0, c.B - 1).fill_(true);  // a sequence without a single counted step
   return mask;
@@ -149,7 +151,8 @@ TEST(TimestepNorm, ConstantInputsAreZeroWithoutNan) {
 TEST(TimestepNorm, PaddingIsZeroAndLeavesTheRestAlone) {
   const Case c{2, 12, 8, 2};
   auto in = inputs(c);
-  const auto x = in[0].slice(0, 0, 1), w = in[1], b = in[2];
+  const auto x = in[0].slice(0, 0, 1);
+  const auto &w = in[1], &b = in[2];
   const auto mask = at::zeros({1, 12}, at::TensorOptions(x.device()).dtype(at::kByte));
   for (const int64_t t : {0, 1, 5, 11}) mask[0][t] = 1;
   const auto kept = mask.eq(0).nonzero().select(1, 1);
