@@ -90,6 +90,18 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
+// The largest over a block of kWarps whole warps.
+template <int kWarps>
+__device__ inline float block_max(float x) {
+  __shared__ float of_warp[kWarps];
+  for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  for (int i = 0; i < kWarps; ++i) x = fmaxf(x, of_warp[i]);
+  __syncthreads();
+  return x;
+}
+
 // Each value becomes its sum over the block's threads (whole warps), in an order that depends on their number
 // alone.
 template <int K>

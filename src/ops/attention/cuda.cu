@@ -6,16 +6,6 @@ namespace {
 
 constexpr int kThreads = 128;
 
-__device__ float block_max(float x) {
-  __shared__ float warps[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-  __syncthreads();
-  for (int i = 0; i < kThreads / 32; ++i) x = fmaxf(x, warps[i]);
-  __syncthreads();
-  return x;
-}
-
 // A block a row.
 template <class T, int V>
 __global__ void softmax(Scores s, const float* scores, T* weights, float* lse) {
@@ -28,7 +18,7 @@ __global__ void softmax(Scores s, const float* scores, T* weights, float* lse) {
 #pragma unroll
     for (int j = 0; j < V; ++j) largest = fmaxf(largest, i + j < seen ? v[j] * s.scale : -INFINITY);
   }
-  largest = block_max(largest);
+  largest = block_max<kThreads / 32>(largest);
   float sums[1] = {0};
   for (std::int64_t i = threadIdx.x * V; i < seen; i += kThreads * V) {
     load(scores + i, v);

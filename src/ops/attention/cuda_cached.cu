@@ -35,16 +35,6 @@ __device__ const T* row_of(const CachedSizes& s, const Query& q, std::int64_t po
                          : cache + ((q.b * s.C + position % s.C) * s.Hkv + head) * d;
 }
 
-__device__ float block_max(float x) {
-  __shared__ float warps[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-  __syncthreads();
-  for (int i = 0; i < kThreads / 32; ++i) x = fmaxf(x, warps[i]);
-  __syncthreads();
-  return x;
-}
-
 // blockIdx: query, split, group of kThreads * V columns. parts [rows, splits, dv + 2]: the weighted sum of
 // values, the largest score and the sum of exponentials; without splits o [rows, dv] itself.
 template <class T, int V>
@@ -74,7 +64,8 @@ __global__ void attend(CachedSizes s, CachedInputs<T> in, T* o, float* parts) {
     }
     __syncthreads();
     const bool mine = static_cast<int>(threadIdx.x) < count;
-    const float score = mine ? weight[threadIdx.x] : -INFINITY, now = fmaxf(largest, block_max(score));
+    const float score = mine ? weight[threadIdx.x] : -INFINITY,
+                now = fmaxf(largest, block_max<kThreads / 32>(score));
     float sums[1] = {mine ? __expf(score - now) : 0};
     if (mine) weight[threadIdx.x] = sums[0];
     block_sum(sums);

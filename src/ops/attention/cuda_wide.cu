@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <iterator>
-#include <stdexcept>
 
 #include "ops/attention/cuda.h"
 #include "ops/cuda_device.h"
 #include "ops/cuda_hopper.h"
+#include "ops/cuda_tensor_map.h"
 
 // Attention of wide heads on Hopper's tensor cores. The weights of whole chunks are in memory, in bfloat16
 // and on and below the diagonal alone; scores and their gradients stay in registers. Every kernel goes
@@ -589,25 +589,12 @@ __global__ void __launch_bounds__(kThreads, 1) score_gradients(const __grid_cons
 // A matrix [rows, columns] for copies of boxes of `box_rows` rows and 64 `box_blocks` columns.
 CUtensorMap matrix_map(const Bfloat16* matrix, std::int64_t rows, std::int64_t columns, int box_rows,
                        int box_blocks) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  const auto whole = [](std::int64_t x) { return static_cast<cuuint64_t>(x); };
-  const cuuint64_t sizes[3] = {kDepth, whole(rows), whole(columns / kDepth)};
-  const cuuint64_t strides[2] = {whole(columns * 2), kDepth * 2};  // bytes
-  const cuuint32_t box[3] = {kDepth, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(box_blocks)};
-  const cuuint32_t steps[3] = {1, 1, 1};
-  CUtensorMap map{};
-  if (encode == nullptr ||
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bfloat16*>(matrix), sizes, strides, box,
-             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
-    throw std::runtime_error("attention: the GPU's driver described no tensor to the copy engine");
-  }
-  return map;
+  return tensor_map("attention", matrix,
+                    {.sizes = {kDepth, rows, columns / kDepth},
+                     .strides = {columns, kDepth},
+                     .box = {kDepth, box_rows, box_blocks},
+                     .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
+                     .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B});
 }
 
 int multiprocessors() {

@@ -144,16 +144,6 @@ __device__ void score_keys(const Block<T, V>& block, const Team<T, V>& team, con
   __syncthreads();
 }
 
-__device__ float block_max(float x) {
-  __shared__ float of_warp[kWarps];
-  for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-  __syncthreads();
-  for (int i = 0; i < kWarps; ++i) x = fmaxf(x, of_warp[i]);
-  __syncthreads();
-  return x;
-}
-
 // What does not depend on the kernel before: the frequencies of the pairs, and the parameters, keys and
 // values come into the cache. Should `start` not be written yet, others of the ring come for nothing.
 template <class T, int V>
@@ -212,7 +202,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     };
     if (has_column && row < count) read_values(row);
     const bool mine = static_cast<int>(threadIdx.x) < count;
-    const float score = mine ? weight[threadIdx.x] : -INFINITY, now = fmaxf(largest, block_max(score));
+    const float score = mine ? weight[threadIdx.x] : -INFINITY,
+                now = fmaxf(largest, block_max<kWarps>(score));
     float sums[1] = {mine ? __expf(score - now) : 0};
     if (mine) weight[threadIdx.x] = sums[0];
     block_sum(sums);

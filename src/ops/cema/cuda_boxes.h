@@ -1,12 +1,9 @@
 #pragma once
-#include <cuda.h>
-#include <cuda_runtime.h>
-
 #include <cstdint>
-#include <stdexcept>
 
 #include "ops/cema/cuda.h"
 #include "ops/cema/cuda_warp.h"
+#include "ops/cuda_tensor_map.h"
 
 // Boxes of kBoxSteps steps x kCemaTileFeatures features of an array [B, L, D] that the tensor memory
 // accelerator copies to shared memory. It keeps many more rows of 32 bytes on their way than loads do. What
@@ -18,23 +15,12 @@ inline constexpr int kBoxSteps = 256;
 
 // In shared memory, at multiples of 256 bytes, the 16-byte halves of steps 4 .. 7 of 8 change places.
 inline Boxes make_boxes(const CemaShape& s, const Bfloat16* x) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  const auto D = static_cast<cuuint64_t>(s.D), L = static_cast<cuuint64_t>(s.L);
-  const cuuint64_t sizes[3] = {D, L, static_cast<cuuint64_t>(s.B)};
-  const cuuint64_t strides[2] = {D * sizeof(Bfloat16), L * D * sizeof(Bfloat16)};
-  const cuuint32_t box[3] = {static_cast<cuuint32_t>(kCemaTileFeatures), kBoxSteps, 1}, every[3] = {1, 1, 1};
-  Boxes boxes;
-  if (encode == nullptr ||
-      encode(&boxes, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bfloat16*>(x), sizes, strides, box,
-             every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_32B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
-    throw std::runtime_error("[cema] no tensor map for x: the CUDA driver is too old for this device");
-  return boxes;
+  return tensor_map("cema", x,
+                    {.sizes = {s.D, s.L, s.B},
+                     .strides = {s.D, s.L * s.D},
+                     .box = {static_cast<int>(kCemaTileFeatures), kBoxSteps, 1},
+                     .swizzle = CU_TENSOR_MAP_SWIZZLE_32B,
+                     .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B});
 }
 
 // Where a thread block waits for its boxes.

@@ -1,0 +1,46 @@
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "ops/bfloat16.h"
+
+namespace megalodon::ops::cuda {
+
+// How the copy engine (TMA) sees an array of three dimensions, the last of them outermost.
+struct TensorMapShape {
+  std::int64_t sizes[3];    // numbers, from the innermost dimension on
+  std::int64_t strides[2];  // of the other two, in numbers
+  int box[3];               // numbers that a copy takes; those outside the array are zero
+  CUtensorMapSwizzle swizzle;
+  CUtensorMapL2promotion promotion;
+};
+
+// Throws where the driver knows no such maps; `op` is named.
+inline CUtensorMap tensor_map(const char* op, const Bfloat16* data, const TensorMapShape& s) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  const auto size = [](std::int64_t x) { return static_cast<cuuint64_t>(x); };
+  const auto length = [](int x) { return static_cast<cuuint32_t>(x); };
+  const cuuint64_t sizes[3] = {size(s.sizes[0]), size(s.sizes[1]), size(s.sizes[2])};
+  const cuuint64_t strides[2] = {size(s.strides[0]) * sizeof(Bfloat16),
+                                 size(s.strides[1]) * sizeof(Bfloat16)};
+  const cuuint32_t box[3] = {length(s.box[0]), length(s.box[1]), length(s.box[2])}, every[3] = {1, 1, 1};
+  CUtensorMap map{};
+  if (encode == nullptr || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bfloat16*>(data),
+                                  sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, s.swizzle,
+                                  s.promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
+    throw std::runtime_error(std::string("[") + op +
+                             "] no tensor map: the CUDA driver is too old for this device");
+  }
+  return map;
+}
+
+}  // namespace megalodon::ops::cuda
