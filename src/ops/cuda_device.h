@@ -28,16 +28,23 @@ __device__ inline Bfloat16 from_float<Bfloat16>(float x) {
 }
 
 template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
   T value[V];
 };
 
+template <int V, class T>
+__device__ inline void unpack(const Pack<T, V>& pack, float (&to)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = to_float(pack.value[i]);
+}
+template <int V, class T>
+__device__ inline Pack<T, V> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, V>*>(from);
+}
 // V neighbouring elements, as float.
 template <int V, class T>
 __device__ inline void load(const T* from, float (&to)[V]) {
-  const auto pack = *reinterpret_cast<const Pack<T, V>*>(from);
-#pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = to_float(pack.value[i]);
+  unpack(load_pack<V>(from), to);
 }
 template <int V, class T>
 __device__ inline void store(const float (&from)[V], T* to) {
@@ -77,10 +84,10 @@ inline unsigned threads_for(std::int64_t items) {
   return static_cast<unsigned>(items >= 256 ? 256 : ceil_div(items, 32) * 32);
 }
 
-// More than 48 KB of dynamic shared memory must be asked for.
+// More than 48 KB of shared memory, dynamic and static, must be asked for.
 template <class Kernel>
 void allow_shared_memory(Kernel kernel, std::size_t bytes) {
-  if (bytes > 48 * 1024)
+  if (bytes > 32 * 1024)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
@@ -114,8 +121,14 @@ __device__ inline void block_sum(float (&values)[K]) {
     if (lane == 0) partial[k][warp] = values[k];
   }
   __syncthreads();
+  unsigned width = 1;  // of the lanes that hold a partial sum
+  while (width < warps) width *= 2;
 #pragma unroll
-  for (int k = 0; k < K; ++k) values[k] = warp_sum(lane < warps ? partial[k][lane] : 0);
+  for (int k = 0; k < K; ++k) values[k] = lane % width < warps ? partial[k][lane % width] : 0;
+  for (unsigned offset = width / 2; offset > 0; offset /= 2) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) values[k] += __shfl_xor_sync(~0u, values[k], offset);
+  }
   __syncthreads();
 }
 

@@ -37,6 +37,13 @@ inline int64_t row_blocks(int64_t rows) {
   return std::clamp<int64_t>(rows, 1, 1024);
 }
 
+// Blocks that share the rows of a matrix four at once, 16 bytes of a row a thread: those that run side by
+// side on 132 multiprocessors.
+inline int64_t row_tile_blocks(int64_t rows, int64_t row_bytes) {
+  const int64_t threads = std::clamp<int64_t>((row_bytes + 511) / 512 * 32, 32, 768);
+  return std::clamp<int64_t>((rows + 3) / 4, 1, 132 * (768 / threads));
+}
+
 // Sums over the blocks of a kernel, [blocks, ...] float32: [...].
 inline at::Tensor sum_of_blocks(const at::Tensor& partial) {
   static const auto column_sum = registered<at::Tensor(const at::Tensor&)>("megalodon::column_sum");

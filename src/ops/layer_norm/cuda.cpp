@@ -27,7 +27,8 @@ Tensors3 forward(const at::Tensor& x, const Parameter& weight, const Parameter& 
 
 Tensors3 backward(const at::Tensor& x, const Parameter& weight, const at::Tensor& mean,
                   const at::Tensor& rstd, const at::Tensor& dy) {
-  const auto D = x.size(-1), rows = x.numel() / D, blocks = row_blocks(rows);
+  const auto D = x.size(-1), rows = x.numel() / D;
+  const auto blocks = row_tile_blocks(rows, D * x.element_size());
   const auto x_ = x.contiguous(), dy_ = dy.contiguous(), dx = at::empty_like(x_);
   const auto weight_ = weight ? weight->contiguous() : at::Tensor();
   const auto sums = weight ? at::empty({blocks, 2, D}, weight->options()) : at::Tensor();

@@ -1,94 +1,114 @@
-#include "ops/cuda_device.h"
+#include "ops/cuda_rows.h"
 #include "ops/layer_norm/cuda.h"
 
 namespace megalodon::ops::cuda {
 namespace {
 
-// dy (1 + weight), rounded once: what is taken off it must not find a product that the compiler kept exact.
-__device__ float scaled(float dy, const float* weight, std::int64_t i) {
-  return weight != nullptr ? fmaf(dy, weight[i], dy) : dy;
-}
-
-// A block a row. A thread has the same columns in every pass, and the later ones find them in the cache. The
-// mean of what is left after the mean is taken off, `rest`, is the mean's rounding.
-template <class T, int V>
-__global__ void forward(const T* x, const float* weight, const float* bias, float eps, std::int64_t D, T* y,
-                        float* mean, float* rstd) {
-  const std::int64_t row = blockIdx.x, step = std::int64_t{blockDim.x} * V, first = threadIdx.x * V;
-  x += row * D, y += row * D;
+// The mean of what is left after the mean is taken off, `rest`, is the mean's rounding.
+template <class T, int V, bool kKept>
+__global__ void __launch_bounds__(kMostRowThreads)
+    forward(const T* x, const float* weight, const float* bias, float eps, std::int64_t rows, std::int64_t D,
+            T* y, float* mean, float* rstd) {
+  extern __shared__ uint4 shared[];
+  const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows;
+  const auto tile = read_rows<T, V, kKept>(x, rows, D, first, shared);
   const float scale = 1 / static_cast<float>(D);
-  float v[V], sum[1] = {0}, sums[2] = {0, 0};
-  for (std::int64_t i = first; i < D; i += step) {
-    load(x + i, v);
+  float v[V], m[kTileRows] = {}, sums[2 * kTileRows] = {};
+  for_columns<V, kKept>(D, [&](std::int64_t i) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum[0] += v[j];
-  }
-  block_sum(sum);
-  const float m = sum[0] * scale;
-  for (std::int64_t i = first; i < D; i += step) {
-    load(x + i, v);
+    for (int r = 0; r < kTileRows; ++r) {
+      tile.read(r, i, v);
 #pragma unroll
-    for (int j = 0; j < V; ++j) sums[0] += v[j] - m, sums[1] += (v[j] - m) * (v[j] - m);
-  }
-  block_sum(sums);
-  const float rest = sums[0] * scale, r = 1 / sqrtf(fmaxf(0, sums[1] * scale - rest * rest) + eps);
-  if (threadIdx.x == 0) mean[row] = m, rstd[row] = r;
-  for (std::int64_t i = first; i < D; i += step) {
-    load(x + i, v);
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      v[j] = (v[j] - m - rest) * r;
-      if (weight != nullptr) v[j] = v[j] * (1 + weight[i + j]) + bias[i + j];
+      for (int j = 0; j < V; ++j) m[r] += v[j];
     }
-    store(v, y + i);
+  });
+  block_sum(m);
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) m[r] *= scale;
+  for_columns<V, kKept>(D, [&](std::int64_t i) {
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      tile.read(r, i, v);
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        sums[r] += v[j] - m[r], sums[kTileRows + r] += (v[j] - m[r]) * (v[j] - m[r]);
+    }
+  });
+  block_sum(sums);
+  float rest[kTileRows], root[kTileRows];
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    rest[r] = sums[r] * scale;
+    root[r] = 1 / sqrtf(fmaxf(0, sums[kTileRows + r] * scale - rest[r] * rest[r]) + eps);
+    if (threadIdx.x == 0 && first + r < rows) mean[first + r] = m[r], rstd[first + r] = root[r];
   }
+  for_columns<V, kKept>(D, [&](std::int64_t i) {
+    float w[V] = {}, b[V] = {};
+    if (weight != nullptr) load(weight + i, w), load(bias + i, b);
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      if (first + r >= rows) break;
+      tile.read(r, i, v);
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] = (v[j] - m[r] - rest[r]) * root[r] * (1 + w[j]) + b[j];
+      store(v, y + (first + r) * D + i);
+    }
+  });
 }
 
 // With u = x - mean - rest and h = dy (1 + weight):
 //   dx = rstd (h - mean(h)) - rstd^3 u mean(h u),   d_weight = sum of dy u rstd,   d_bias = sum of dy.
-template <class T, int V>
-__global__ void backward(const T* x, const float* weight, const float* mean, const float* rstd, const T* dy,
-                         std::int64_t rows, std::int64_t D, T* dx, float* sums) {
-  extern __shared__ float columns[];  // [2, D], each thread's own
-  const std::int64_t step = std::int64_t{blockDim.x} * V, first = threadIdx.x * V;
+// h is rounded once: what is taken off it must not find a product that the compiler kept exact.
+template <class T, int V, bool kKept>
+__global__ void __launch_bounds__(kMostRowThreads)
+    backward(const T* x, const float* weight, const float* mean, const float* rstd, const T* dy,
+             std::int64_t rows, std::int64_t D, T* dx, float* sums) {
+  extern __shared__ uint4 shared[];
   const float scale = 1 / static_cast<float>(D);
-  if (weight != nullptr) {
-    for (std::int64_t i = first; i < D; i += step)
-      for (int j = 0; j < V; ++j) columns[i + j] = columns[D + i + j] = 0;
-  }
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const T *const x_row = x + row * D, *const dy_row = dy + row * D;
-    const float m = mean[row], r = rstd[row];
-    float v[V], d[V], totals[3] = {0, 0, 0};  // of u + rest, h and their product
-    for (std::int64_t i = first; i < D; i += step) {
-      load(x_row + i, v);
-      load(dy_row + i, d);
+  ColumnTotals<2, V, kKept> columns(reinterpret_cast<float*>(shared), D);
+  for_row_tiles<T, V, kKept>(
+      x, dy, rows, D, shared, [&](std::int64_t first, const auto& x_tile, const auto& dy_tile) {
+        float m[kTileRows], root[kTileRows];
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float h = scaled(d[j], weight, i + j);
-        totals[0] += v[j] - m, totals[1] += h, totals[2] += h * (v[j] - m);
-      }
-    }
-    block_sum(totals);
-    const float rest = totals[0] * scale, mean_h = totals[1] * scale;
-    const float pull = r * r * (totals[2] - rest * totals[1]) * scale;
-    for (std::int64_t i = first; i < D; i += step) {
-      load(x_row + i, v);
-      load(dy_row + i, d);
+        for (int r = 0; r < kTileRows; ++r) {
+          const std::int64_t row = min(first + r, rows - 1);
+          m[r] = mean[row], root[r] = rstd[row];
+        }
+        float w[V] = {}, v[V], d[V], totals[3 * kTileRows] = {};  // of u + rest, h and their product
+        for_columns<V, kKept>(D, [&](std::int64_t i) {
+          if (weight != nullptr) load(weight + i, w);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float u = v[j] - m - rest;
-        if (weight != nullptr) columns[i + j] += d[j] * u * r, columns[D + i + j] += d[j];
-        d[j] = r * (scaled(d[j], weight, i + j) - mean_h - u * pull);
-      }
-      store(d, dx + row * D + i);
-    }
-  }
-  if (weight != nullptr) {
-    sums += std::int64_t{blockIdx.x} * 2 * D;
-    for (std::int64_t i = first; i < D; i += step)
-      for (int j = 0; j < V; ++j) sums[i + j] = columns[i + j], sums[D + i + j] = columns[D + i + j];
-  }
+          for (int r = 0; r < kTileRows; ++r) {
+            x_tile.read(r, i, v);
+            dy_tile.read(r, i, d);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+              const float h = fmaf(d[j], w[j], d[j]);
+              totals[3 * r] += v[j] - m[r], totals[3 * r + 1] += h, totals[3 * r + 2] += h * (v[j] - m[r]);
+            }
+          }
+        });
+        block_sum(totals);
+        for_columns<V, kKept>(D, [&](std::int64_t i) {
+          if (weight != nullptr) load(weight + i, w);
+#pragma unroll
+          for (int r = 0; r < kTileRows; ++r) {
+            if (first + r >= rows) break;
+            const float rest = totals[3 * r] * scale, mean_h = totals[3 * r + 1] * scale;
+            const float pull = root[r] * root[r] * (totals[3 * r + 2] - rest * totals[3 * r + 1]) * scale;
+            x_tile.read(r, i, v);
+            dy_tile.read(r, i, d);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+              const float u = v[j] - m[r] - rest;
+              if (weight != nullptr) columns.add(0, i, j, d[j] * (u * root[r])), columns.add(1, i, j, d[j]);
+              d[j] = root[r] * (fmaf(d[j], w[j], d[j]) - mean_h - u * pull);
+            }
+            store(d, dx + (first + r) * D + i);
+          }
+        });
+      });
+  if (weight != nullptr) columns.store(sums + std::int64_t{blockIdx.x} * 2 * D);
 }
 
 }  // namespace
@@ -97,13 +117,14 @@ template <class T>
 void layer_norm_forward(const T* x, const float* weight, const float* bias, float eps, std::int64_t rows,
                         std::int64_t D, T* y, float* mean, float* rstd, cudaStream_t stream) {
   if (rows == 0) return;
-  with_pack_width<T>(
-      D,
-      [&]<int V>(Width<V>) {
-        forward<T, V><<<grid_size(rows), threads_for(ceil_div(D, V)), 0, stream>>>(x, weight, bias, eps, D, y,
-                                                                                   mean, rstd);
+  with_row_layout<T>(
+      D, 1, 0,
+      [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
+        allow_shared_memory(forward<T, V, kKept>, bytes);
+        forward<T, V, kKept><<<grid_size(ceil_div(rows, kTileRows)), threads, bytes, stream>>>(
+            x, weight, bias, eps, rows, D, y, mean, rstd);
       },
-      x, y);
+      x, weight, bias, y);
 }
 
 template <class T>
@@ -111,15 +132,14 @@ void layer_norm_backward(const T* x, const float* weight, const float* mean, con
                          std::int64_t rows, std::int64_t D, std::int64_t blocks, T* dx, float* sums,
                          cudaStream_t stream) {
   if (rows == 0) return;
-  with_pack_width<T>(
-      D,
-      [&]<int V>(Width<V>) {
-        const auto shared = weight != nullptr ? static_cast<std::size_t>(2 * D) * sizeof(float) : 0;
-        allow_shared_memory(backward<T, V>, shared);
-        backward<T, V><<<grid_size(blocks), threads_for(ceil_div(D, V)), shared, stream>>>(
-            x, weight, mean, rstd, dy, rows, D, dx, sums);
+  with_row_layout<T>(
+      D, 4, 2,
+      [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
+        allow_shared_memory(backward<T, V, kKept>, bytes);
+        backward<T, V, kKept>
+            <<<grid_size(blocks), threads, bytes, stream>>>(x, weight, mean, rstd, dy, rows, D, dx, sums);
       },
-      x, dy, dx);
+      x, weight, dy, dx, sums);
 }
 
 template void layer_norm_forward(const float*, const float*, const float*, float, std::int64_t, std::int64_t,

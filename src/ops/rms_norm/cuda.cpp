@@ -17,36 +17,30 @@ int64_t weight_count(const Parameter& weight) {
 
 // y, and 1/sqrt(mean(x^2) + eps) of each row.
 Tensors2 forward(const at::Tensor& x, const Parameter& weight, double eps) {
-  const auto D = x.size(-1), rows = x.numel() / D, K = weight_count(weight), each = rows / K;
+  const auto D = x.size(-1), rows = x.numel() / D, K = weight_count(weight);
   const auto x_ = x.contiguous(), weight_ = weight ? weight->contiguous() : at::Tensor();
   const auto y = at::empty_like(x_), rstd = at::empty({rows}, x.options().dtype(at::kFloat));
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
-    for (int64_t k = 0, at = 0; k < K; ++k, at += each) {
-      cuda::rms_norm_forward(pointer<T>(x_) + at * D, weight ? pointer<float>(weight_) + k * D : nullptr,
-                             static_cast<float>(eps), each, D, mutable_pointer<T>(y) + at * D,
-                             mutable_pointer<float>(rstd) + at, stream);
-    }
+    cuda::rms_norm_forward(pointer<T>(x_), pointer<float>(weight_), static_cast<float>(eps), K, rows / K, D,
+                           mutable_pointer<T>(y), mutable_pointer<float>(rstd), stream);
   });
   return {y, rstd};
 }
 
 Tensors2 backward(const at::Tensor& x, const Parameter& weight, const at::Tensor& rstd,
                   const at::Tensor& dy) {
-  const auto D = x.size(-1), rows = x.numel() / D, K = weight_count(weight), each = rows / K;
-  const auto blocks = row_blocks(each);
+  const auto D = x.size(-1), rows = x.numel() / D, K = weight_count(weight);
+  const auto blocks = std::max<int64_t>(1, row_tile_blocks(rows, D * x.element_size()) / K);
   const auto x_ = x.contiguous(), dy_ = dy.contiguous(), dx = at::empty_like(x_);
   const auto weight_ = weight ? weight->contiguous() : at::Tensor();
-  const auto d_weight = weight ? at::empty({K, blocks, D}, weight->options()) : at::Tensor();
+  const auto d_weight = weight ? at::empty({blocks, K, D}, weight->options()) : at::Tensor();
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
-    for (int64_t k = 0, at = 0; k < K; ++k, at += each) {
-      cuda::rms_norm_backward(pointer<T>(x_) + at * D, weight ? pointer<float>(weight_) + k * D : nullptr,
-                              pointer<float>(rstd) + at, pointer<T>(dy_) + at * D, each, D, blocks,
-                              mutable_pointer<T>(dx) + at * D,
-                              weight ? mutable_pointer<float>(d_weight) + k * blocks * D : nullptr, stream);
-    }
+    cuda::rms_norm_backward(pointer<T>(x_), pointer<float>(weight_), pointer<float>(rstd), pointer<T>(dy_), K,
+                            rows / K, D, blocks, mutable_pointer<T>(dx), mutable_pointer<float>(d_weight),
+                            stream);
   });
   if (!weight) return {dx, {}};
-  return {dx, d_weight.sum(1, false, at::kDouble).view(weight->sizes()).to(at::kFloat)};
+  return {dx, sum_of_blocks(d_weight).view(weight->sizes())};
 }
 
 at::Tensor infer(const at::Tensor& x, const Parameter& weight, double eps) {

@@ -1,113 +1,131 @@
-#include "ops/cuda_device.h"
+#include "ops/cuda_rows.h"
 #include "ops/rms_norm/cuda.h"
 
 namespace megalodon::ops::cuda {
 namespace {
 
-// A block a row. A thread has the same columns in every pass, and the second finds them in the cache.
-template <class T, int V>
-__global__ void forward(const T* x, const float* weight, float eps, std::int64_t D, T* y, float* rstd) {
-  const std::int64_t row = blockIdx.x, step = std::int64_t{blockDim.x} * V, first = threadIdx.x * V;
-  x += row * D, y += row * D;
-  float sums[1] = {0};
-  for (std::int64_t i = first; i < D; i += step) {
-    float v[V];
-    load(x + i, v);
+template <class T, int V, bool kKept>
+__global__ void __launch_bounds__(kMostRowThreads)
+    forward(const T* x, const float* weight, float eps, std::int64_t rows, std::int64_t D, T* y,
+            float* rstd) {
+  extern __shared__ uint4 shared[];
+  const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows, k = blockIdx.y;
+  x += k * rows * D, y += k * rows * D, rstd += k * rows;
+  const auto tile = read_rows<T, V, kKept>(x, rows, D, first, shared);
+  float v[V], sums[kTileRows] = {};
+  for_columns<V, kKept>(D, [&](std::int64_t i) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) sums[0] += v[j] * v[j];
-  }
+    for (int r = 0; r < kTileRows; ++r) {
+      tile.read(r, i, v);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sums[r] += v[j] * v[j];
+    }
+  });
   block_sum(sums);
-  const float r = 1 / sqrtf(sums[0] / static_cast<float>(D) + eps);
-  if (threadIdx.x == 0) rstd[row] = r;
-  for (std::int64_t i = first; i < D; i += step) {
-    float v[V];
-    load(x + i, v);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v[j] *= weight != nullptr ? r * (1 + weight[i + j]) : r;
-    store(v, y + i);
+  for (int r = 0; r < kTileRows; ++r) {
+    sums[r] = 1 / sqrtf(sums[r] / static_cast<float>(D) + eps);
+    if (threadIdx.x == 0 && first + r < rows) rstd[first + r] = sums[r];
   }
+  for_columns<V, kKept>(D, [&](std::int64_t i) {
+    float w[V] = {};
+    if (weight != nullptr) load(weight + k * D + i, w);
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      if (first + r >= rows) break;
+      tile.read(r, i, v);
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] *= sums[r] * (1 + w[j]);
+      store(v, y + (first + r) * D + i);
+    }
+  });
 }
 
 // With g = dy (1 + weight) and r = rstd: dx = r (g - x r^2 mean(g x)), d_weight = sum of dy x r over the
 // rows.
-template <class T, int V>
-__global__ void backward(const T* x, const float* weight, const float* rstd, const T* dy, std::int64_t rows,
-                         std::int64_t D, T* dx, float* d_weight) {
-  extern __shared__ float columns[];  // [D], each thread's own
-  const std::int64_t step = std::int64_t{blockDim.x} * V, first = threadIdx.x * V;
-  if (weight != nullptr) {
-    for (std::int64_t i = first; i < D; i += step)
-      for (int j = 0; j < V; ++j) columns[i + j] = 0;
-  }
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const T *const x_row = x + row * D, *const dy_row = dy + row * D;
-    const float r = rstd[row];
-    float sums[1] = {0};
-    for (std::int64_t i = first; i < D; i += step) {
-      float v[V], d[V];
-      load(x_row + i, v);
-      load(dy_row + i, d);
+template <class T, int V, bool kKept>
+__global__ void __launch_bounds__(kMostRowThreads)
+    backward(const T* x, const float* weight, const float* rstd, const T* dy, std::int64_t rows,
+             std::int64_t D, T* dx, float* d_weight) {
+  extern __shared__ uint4 shared[];
+  const std::int64_t k = blockIdx.y;
+  x += k * rows * D, dy += k * rows * D, dx += k * rows * D, rstd += k * rows;
+  ColumnTotals<1, V, kKept> columns(reinterpret_cast<float*>(shared), D);
+  for_row_tiles<T, V, kKept>(x, dy, rows, D, shared,
+                             [&](std::int64_t first, const auto& x_tile, const auto& dy_tile) {
+                               float w[V] = {}, v[V], d[V], root[kTileRows], sums[kTileRows] = {};
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        sums[0] += v[j] * d[j] * (weight != nullptr ? 1 + weight[i + j] : 1);
-        if (weight != nullptr) columns[i + j] += d[j] * v[j] * r;
-      }
-    }
-    block_sum(sums);
-    const float pull = r * r * sums[0] / static_cast<float>(D);
-    for (std::int64_t i = first; i < D; i += step) {
-      float v[V], d[V];
-      load(x_row + i, v);
-      load(dy_row + i, d);
+                               for (int r = 0; r < kTileRows; ++r) root[r] = rstd[min(first + r, rows - 1)];
+                               for_columns<V, kKept>(D, [&](std::int64_t i) {
+                                 if (weight != nullptr) load(weight + k * D + i, w);
 #pragma unroll
-      for (int j = 0; j < V; ++j)
-        d[j] = r * (d[j] * (weight != nullptr ? 1 + weight[i + j] : 1) - v[j] * pull);
-      store(d, dx + row * D + i);
-    }
-  }
-  if (weight != nullptr) {
-    for (std::int64_t i = first; i < D; i += step)
-      for (int j = 0; j < V; ++j) d_weight[std::int64_t{blockIdx.x} * D + i + j] = columns[i + j];
-  }
+                                 for (int r = 0; r < kTileRows; ++r) {
+                                   x_tile.read(r, i, v);
+                                   dy_tile.read(r, i, d);
+#pragma unroll
+                                   for (int j = 0; j < V; ++j) {
+                                     sums[r] += v[j] * d[j] * (1 + w[j]);
+                                     if (weight != nullptr) columns.add(0, i, j, d[j] * v[j] * root[r]);
+                                   }
+                                 }
+                               });
+                               block_sum(sums);
+                               for_columns<V, kKept>(D, [&](std::int64_t i) {
+                                 if (weight != nullptr) load(weight + k * D + i, w);
+#pragma unroll
+                                 for (int r = 0; r < kTileRows; ++r) {
+                                   if (first + r >= rows) break;
+                                   const float pull = root[r] * root[r] * sums[r] / static_cast<float>(D);
+                                   x_tile.read(r, i, v);
+                                   dy_tile.read(r, i, d);
+#pragma unroll
+                                   for (int j = 0; j < V; ++j)
+                                     d[j] = root[r] * (d[j] * (1 + w[j]) - v[j] * pull);
+                                   store(d, dx + (first + r) * D + i);
+                                 }
+                               });
+                             });
+  if (weight != nullptr) columns.store(d_weight + (blockIdx.x * std::int64_t{gridDim.y} + k) * D);
 }
 
 }  // namespace
 
 template <class T>
-void rms_norm_forward(const T* x, const float* weight, float eps, std::int64_t rows, std::int64_t D, T* y,
-                      float* rstd, cudaStream_t stream) {
+void rms_norm_forward(const T* x, const float* weight, float eps, std::int64_t K, std::int64_t rows,
+                      std::int64_t D, T* y, float* rstd, cudaStream_t stream) {
   if (rows == 0) return;
-  with_pack_width<T>(
-      D,
-      [&]<int V>(Width<V>) {
-        forward<T, V>
-            <<<grid_size(rows), threads_for(ceil_div(D, V)), 0, stream>>>(x, weight, eps, D, y, rstd);
+  with_row_layout<T>(
+      D, 1, 0,
+      [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
+        const dim3 grid(grid_size(ceil_div(rows, kTileRows)), static_cast<unsigned>(K));
+        allow_shared_memory(forward<T, V, kKept>, bytes);
+        forward<T, V, kKept><<<grid, threads, bytes, stream>>>(x, weight, eps, rows, D, y, rstd);
       },
-      x, y);
+      x, weight, y);
 }
 
 template <class T>
-void rms_norm_backward(const T* x, const float* weight, const float* rstd, const T* dy, std::int64_t rows,
-                       std::int64_t D, std::int64_t blocks, T* dx, float* d_weight, cudaStream_t stream) {
+void rms_norm_backward(const T* x, const float* weight, const float* rstd, const T* dy, std::int64_t K,
+                       std::int64_t rows, std::int64_t D, std::int64_t blocks, T* dx, float* d_weight,
+                       cudaStream_t stream) {
   if (rows == 0) return;
-  with_pack_width<T>(
-      D,
-      [&]<int V>(Width<V>) {
-        const auto shared = weight != nullptr ? static_cast<std::size_t>(D) * sizeof(float) : 0;
-        allow_shared_memory(backward<T, V>, shared);
-        backward<T, V><<<grid_size(blocks), threads_for(ceil_div(D, V)), shared, stream>>>(
-            x, weight, rstd, dy, rows, D, dx, d_weight);
+  with_row_layout<T>(
+      D, 4, 1,
+      [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
+        const dim3 grid(grid_size(blocks), static_cast<unsigned>(K));
+        allow_shared_memory(backward<T, V, kKept>, bytes);
+        backward<T, V, kKept><<<grid, threads, bytes, stream>>>(x, weight, rstd, dy, rows, D, dx, d_weight);
       },
-      x, dy, dx);
+      x, weight, dy, dx, d_weight);
 }
 
-template void rms_norm_forward(const float*, const float*, float, std::int64_t, std::int64_t, float*, float*,
-                               cudaStream_t);
-template void rms_norm_forward(const Bfloat16*, const float*, float, std::int64_t, std::int64_t, Bfloat16*,
-                               float*, cudaStream_t);
+template void rms_norm_forward(const float*, const float*, float, std::int64_t, std::int64_t, std::int64_t,
+                               float*, float*, cudaStream_t);
+template void rms_norm_forward(const Bfloat16*, const float*, float, std::int64_t, std::int64_t, std::int64_t,
+                               Bfloat16*, float*, cudaStream_t);
 template void rms_norm_backward(const float*, const float*, const float*, const float*, std::int64_t,
-                                std::int64_t, std::int64_t, float*, float*, cudaStream_t);
+                                std::int64_t, std::int64_t, std::int64_t, float*, float*, cudaStream_t);
 template void rms_norm_backward(const Bfloat16*, const float*, const float*, const Bfloat16*, std::int64_t,
-                                std::int64_t, std::int64_t, Bfloat16*, float*, cudaStream_t);
+                                std::int64_t, std::int64_t, std::int64_t, Bfloat16*, float*, cudaStream_t);
 
 }  // namespace megalodon::ops::cuda

@@ -31,7 +31,10 @@ TEST(RmsNorm, AgreesWithReference) {
                                             {2, 3, 67},
                                             {1, 2, 3, 192},
                                             {129, 48},
-                                            {5000, 33}}) {
+                                            {5000, 33},
+                                            {13, 2048},
+                                            {6, 1001},
+                                            {5, 7000}}) {
     for (const auto type : {at::kFloat, at::kBFloat16}) {
       SCOPED_TRACE(at::str(at::IntArrayRef(shape), " ", type));
       // One feature: y is nearly the sign of x, and the gradient cancels, where x is beyond sqrt(eps).
