@@ -13,18 +13,10 @@ using Tensors4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Tensors6 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// The kernels' scratch memory.
-struct Work {
-  at::Tensor tile, step;
-  cuda::TimestepNormWork pointers;
-
-  Work(const cuda::TimestepNormShape& s, const at::TensorOptions& statistics, int64_t per_step) {
-    const int64_t tiles = (s.L + cuda::kTimestepNormTile - 1) / cuda::kTimestepNormTile;
-    tile = at::empty({s.B, tiles, 4, s.G}, statistics.dtype(at::kDouble));
-    step = at::empty({s.B, s.L, per_step, s.G}, statistics);
-    pointers = {tiles, mutable_pointer<double>(tile), mutable_pointer<float>(step)};
-  }
-};
+at::Tensor scratch_memory(const cuda::TimestepNormShape& shape, const at::Tensor& beside) {
+  return at::empty({static_cast<int64_t>(cuda::timestep_norm_work(shape))},
+                   beside.options().dtype(at::kByte));
+}
 
 Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                      const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
@@ -34,11 +26,11 @@ Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Te
   const auto count_ = count.contiguous(), mean_ = mean.contiguous(), var_ = var.contiguous();
   const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
   const auto y = at::empty_like(x_), last_mean = at::empty_like(mean_), last_var = at::empty_like(var_);
-  const auto steps = [&] {
-    return keep_steps ? at::empty({shape.B, shape.L, shape.G}, mean_.options()) : at::Tensor();
+  const auto steps = [&](int64_t L) {
+    return keep_steps ? at::empty({shape.B, L, shape.G}, mean_.options()) : at::Tensor();
   };
-  const auto step_mean = steps(), step_rstd = steps();
-  const Work work(shape, mean_.options(), 2);
+  const auto step_mean = steps(shape.L + 1), step_rstd = steps(shape.L);
+  const auto work = scratch_memory(shape, x);
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
     cuda::timestep_norm_forward<T>(shape,
                                    {.x = pointer<T>(x_),
@@ -54,7 +46,7 @@ Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Te
                                     .last_var = mutable_pointer<float>(last_var),
                                     .step_mean = mutable_pointer<float>(step_mean),
                                     .step_rstd = mutable_pointer<float>(step_rstd)},
-                                   work.pointers, stream);
+                                   work.mutable_data_ptr(), stream);
   });
   const auto last_count = padding_mask ? count + padding_mask->eq(0).sum(1) : count + shape.L;
   return {y, last_count, last_mean, last_var, step_mean, step_rstd};
@@ -105,8 +97,9 @@ Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   const auto d_last_mean_ = d_last_mean.contiguous(), d_last_var_ = d_last_var.contiguous();
   const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
   const auto dx = at::empty_like(x_), d_mean = at::empty_like(d_last_mean_), d_var = at::empty_like(d_mean);
-  const Work work(shape, step_mean.options(), 3);
-  const auto sums = at::empty({shape.B * work.pointers.tiles, 2, shape.D}, step_mean.options());
+  const auto work = scratch_memory(shape, x);
+  const int64_t tiles = (shape.L + cuda::kTimestepNormTile - 1) / cuda::kTimestepNormTile;
+  const auto sums = at::empty({shape.B * tiles, 2, shape.D}, step_mean.options());
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
     cuda::timestep_norm_backward<T>(shape,
                                     {.x = pointer<T>(x_),
@@ -123,7 +116,7 @@ Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
                                      .d_bias = nullptr,
                                      .d_mean = mutable_pointer<float>(d_mean),
                                      .d_var = mutable_pointer<float>(d_var)},
-                                    work.pointers, mutable_pointer<float>(sums), stream);
+                                    work.mutable_data_ptr(), mutable_pointer<float>(sums), stream);
   });
   const auto d_parameters = sum_of_blocks(sums);
   return {dx, d_parameters[0], d_parameters[1], d_mean, d_var};

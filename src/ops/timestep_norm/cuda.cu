@@ -1,36 +1,81 @@
 #include "ops/timestep_norm/cuda.h"
 
-#include "ops/cuda_device.h"
+#include <math_constants.h>
 
-// Shapes: B batch, L steps, D features, G groups, K = D/G features of a group. Three kernels each way: one
-// reads the features for what each step and each tile of steps add to the statistics (forward) or to their
-// gradients (backward); one carries that over the tiles; one goes over the steps of its tile again, from what
-// was carried there, and writes the result.
+#include "ops/cuda_rows.h"
+
+// Shapes: B batch, L steps, D features, G groups, K = D/G features of a group.
+//
+// With S and Q the sums of u/K and u^2/K, u = x - center, over the features of a group and all n counted
+// steps so far, mean = center + S/n and var = Q/n - (S/n)^2. So both passes are prefix sums of two numbers in
+// float64: forward of S and Q over the steps, backward of their gradients, from the last step on. The center
+// is the mean before the first step, 0 where nothing was counted: with much counted, means hardly differ from
+// it.
+//
+// One kernel each way, a block a tile: kSteps steps of as many groups as a warp reads at once. It reads its
+// tile once, sums over the features, waits for the sums of the tiles before it, and writes the result.
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kSteps = kTimestepNormTile;
-constexpr int kMostGroups = 64;  // of a block
-constexpr int kThreads = 256;
-constexpr int kChunks = 16;  // of the tiles, scanned side by side
+constexpr int kSteps = kTimestepNormTile, kThreads = 256, kWarps = kThreads / 32;
+constexpr int kRows = kSteps / kWarps;  // of a thread: steps `warp`, `warp` + kWarps, ...
+constexpr int kBatch = 4;               // rows that are summed side by side
+constexpr int kChunk = 32;              // tiles
+static_assert(kSteps == 64 && kRows % kBatch == 0);
 
-// Where a block stands: sequence blockIdx.y, tile blockIdx.x, groups from blockIdx.z * kMostGroups on.
-struct Place {
-  std::int64_t b, first_step, first_group;
-  int steps, groups;
+struct Sums {
+  double s, q;
+};
+__device__ Sums operator+(Sums a, Sums b) {
+  return {a.s + b.s, a.q + b.q};
+}
 
-  __device__ explicit Place(const TimestepNormShape& s)
-      : b(blockIdx.y),
-        first_step(std::int64_t{blockIdx.x} * kSteps),
-        first_group(std::int64_t{blockIdx.z} * kMostGroups),
-        steps(static_cast<int>(min(s.L - first_step, std::int64_t{kSteps}))),
-        groups(static_cast<int>(min(s.G - first_group, std::int64_t{kMostGroups}))) {}
-  __device__ std::int64_t row(const TimestepNormShape& s, int t) const { return b * s.L + first_step + t; }
+std::int64_t count_tiles(const TimestepNormShape& s) {
+  return ceil_div(s.L, kSteps);
+}
+std::int64_t count_totals(const TimestepNormShape& s) {
+  const std::int64_t tiles = count_tiles(s);
+  return s.B * (tiles + ceil_div(tiles, kChunk)) * s.G;
+}
+
+// How the groups lie in blocks, and memory for what blocks tell each other, which starts as all ones.
+struct Plan {
+  int K, lanes, groups;  // lanes of a group; groups of a warp, which are those of a block
+  float scale;           // 1/K
+  int slices, tiles;     // blocks across the groups and along the steps of a sequence
+  unsigned* ticket;      // the last that was taken
+  Sums* totals;          // [B, tiles + chunks, G]
+
+  // V features a lane.
+  Plan(const TimestepNormShape& s, int V, void* work)
+      : K(static_cast<int>(s.D / s.G)),
+        lanes(1),
+        scale(1 / static_cast<float>(K)),
+        ticket(static_cast<unsigned*>(work)),
+        totals(static_cast<Sums*>(work) + 1) {
+    while (lanes * V < K && lanes < 32) lanes *= 2;
+    groups = 32 / lanes;
+    slices = static_cast<int>(ceil_div(s.G, groups)), tiles = static_cast<int>(count_tiles(s));
+  }
+  unsigned blocks(const TimestepNormShape& s) const { return grid_size(s.B * slices * tiles); }
 };
 
-__device__ bool is_padded(const std::uint8_t* mask, std::int64_t row) {
-  return mask != nullptr && mask[row] != 0;
-}
+// Where a block stands. Blocks take their turns by tickets, not by their index: those before it have begun.
+struct Place {
+  std::int64_t b, first_group;
+  int turn, groups;  // the turn among the tiles of a sequence
+
+  __device__ Place(const TimestepNormShape& s, const Plan& plan) {
+    __shared__ unsigned ticket;
+    if (threadIdx.x == 0) ticket = atomicAdd(plan.ticket, 1) + 1;
+    __syncthreads();
+    const unsigned chains = static_cast<unsigned>(s.B) * plan.slices, chain = ticket % chains;
+    turn = static_cast<int>(ticket / chains);
+    b = chain / plan.slices;
+    first_group = std::int64_t{chain % plan.slices} * plan.groups;
+    groups = static_cast<int>(min(s.G - first_group, std::int64_t{plan.groups}));
+  }
+};
 
 // Counted steps of sequence b among `begin` .. `end` - 1, for all threads of the block.
 __device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShape& s, std::int64_t b,
@@ -40,424 +85,478 @@ __device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShap
   if (threadIdx.x == 0) total = 0;
   __syncthreads();
   unsigned long long mine = 0;
-  for (std::int64_t t = begin + threadIdx.x; t < end; t += blockDim.x) mine += mask[b * s.L + t] == 0;
+  for (std::int64_t t = begin + threadIdx.x; t < end; t += kThreads) mine += mask[b * s.L + t] == 0;
   atomicAdd(&total, mine);
   __syncthreads();
   return static_cast<std::int64_t>(total);
 }
 
-// The weight 1/n of each step of the tile in the statistics, n steps counted with it and `before` before the
-// tile; 0 where padded. For all threads of the block.
-__device__ void find_weights(const std::uint8_t* mask, const TimestepNormShape& s, const Place& at,
-                             double before, double (&weights)[kSteps]) {
-  if (threadIdx.x < kSteps) {
-    const int t = static_cast<int>(threadIdx.x);
-    const bool counts = t < at.steps && !is_padded(mask, at.row(s, t));
-    const unsigned counting = __ballot_sync(~0u, counts);
-    weights[t] = counts ? 1 / (before + __popc(counting & (~0u >> (31 - t)))) : 0;
+// The steps of a tile.
+struct Steps {
+  std::int64_t first_row;  // of [B, L]
+  int size;
+  std::uint64_t counts;  // bit t: step t is there and not padded
+  std::int64_t before;   // counted steps before the tile, earlier calls' too
+
+  __device__ Steps(const std::uint8_t* mask, const TimestepNormShape& s, std::int64_t b, std::int64_t first)
+      : first_row(b * s.L + first), size(static_cast<int>(min(s.L - first, std::int64_t{kSteps}))) {
+    const auto there = [&](int t) { return t < size && (mask == nullptr || mask[first_row + t] == 0); };
+    const int lane = threadIdx.x % 32;
+    counts = __ballot_sync(~0u, there(lane)) | std::uint64_t{__ballot_sync(~0u, there(lane + 32))} << 32;
   }
-  __syncthreads();
-}
-
-// A number of every step and group of the tile, from [B, L, kinds, G]; 0 where padded.
-__device__ void read_steps(const float* from, int kinds, int kind, const std::uint8_t* mask,
-                           const TimestepNormShape& s, const Place& at, float (&to)[kSteps][kMostGroups]) {
-  for (int i = static_cast<int>(threadIdx.x); i < at.steps * at.groups; i += static_cast<int>(blockDim.x)) {
-    const int t = i / at.groups, g = i % at.groups;
-    const std::int64_t row = at.row(s, t);
-    to[t][g] = is_padded(mask, row) ? 0 : from[(row * kinds + kind) * s.G + at.first_group + g];
-  }
-}
-
-// Sum over the `width` neighbouring lanes (a power of two) that share a group.
-__device__ float group_sum(float x, int width) {
-  for (int offset = width / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
-  return x;
-}
-
-// Lanes that share a group: a power of two, at most a warp.
-int lanes_of(std::int64_t packs) {
-  int lanes = 1;
-  while (lanes < packs && lanes < 32) lanes *= 2;
-  return lanes;
-}
-
-// The cumulative statistics of a group.
-struct Statistics {
-  double count, mean, var;
-
-  __device__ void add_step(double w, double step_mean, double step_var) {
-    const double distance = step_mean - mean;
-    var = (1 - w) * var + w * (step_var + (1 - w) * distance * distance);
-    mean += w * distance;
-  }
-  __device__ void add(const Statistics& o) {
-    if (o.count == 0) return;
-    const double w = o.count / (count + o.count), distance = o.mean - mean;
-    var = (1 - w) * var + w * (o.var + (1 - w) * distance * distance);
-    mean += w * distance;
-    count += o.count;
+  __device__ bool count(int t) const { return (counts >> t & 1) != 0; }
+  __device__ std::int64_t counted_until(int t) const {  // with t
+    return before + __popcll(counts & (~std::uint64_t{0} >> (kSteps - 1 - t)));
   }
 };
 
-// Arrays [B, tiles, 4, G] of the tiles' numbers.
-struct TileArray {
-  double* data;
-  std::int64_t tiles, G;
+// Numbers of each step and group of a block, in shared memory.
+struct StepArray {
+  float* data;
+  static constexpr int kPitch = kSteps + 1;
+  __device__ float& operator()(int t, int g) const { return data[g * kPitch + t]; }
+};
 
-  __device__ double& operator()(std::int64_t b, std::int64_t tile, int what, std::int64_t g) const {
-    return data[((b * tiles + tile) * 4 + what) * G + g];
+// x/n for a count n > 0, exact where x is a multiple of n. Unlike a division and a root it calls nothing, and
+// so does the next: around a call registers are saved.
+struct Divisor {
+  double n, reciprocal;
+
+  __device__ explicit Divisor(std::int64_t count) : n(static_cast<double>(count)) {
+    reciprocal = __fdividef(1, static_cast<float>(count));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) reciprocal = fma(fma(-n, reciprocal, 1.0), reciprocal, reciprocal);
   }
-  __device__ Statistics statistics(std::int64_t b, std::int64_t tile, std::int64_t g) const {
-    const auto& self = *this;
-    return {self(b, tile, 0, g), self(b, tile, 1, g), self(b, tile, 2, g)};
-  }
-  __device__ void set(std::int64_t b, std::int64_t tile, std::int64_t g, const Statistics& s) const {
-    const auto& self = *this;
-    self(b, tile, 0, g) = s.count, self(b, tile, 1, g) = s.mean, self(b, tile, 2, g) = s.var;
+  __device__ double operator()(double x) const {
+    const double quotient = x * reciprocal;
+    return fma(fma(-n, quotient, x), reciprocal, quotient);
   }
 };
 
-// Mean and variance of every step and group, [B, L, 2, G], and the statistics of the tile.
-template <class T, int V>
-__global__ void forward_moments(TimestepNormShape s, TimestepNormForward<T> a, TimestepNormWork work,
-                                int lanes) {
-  const Place at(s);
-  const std::int64_t K = s.D / s.G;
-  __shared__ float means[kSteps][kMostGroups], variances[kSteps][kMostGroups];
-  const int lane = static_cast<int>(threadIdx.x) % lanes, team = static_cast<int>(threadIdx.x) / lanes;
-  const float scale = 1 / static_cast<float>(K);
-  // Whole warps go round together: those past the end take the last item again.
-  const int items = at.steps * at.groups, teams = kThreads / lanes;
-  for (int first = 0; first < items; first += teams) {
-    const int item = min(first + team, items - 1), t = item / at.groups, g = item % at.groups;
-    const T* const x = a.x + at.row(s, t) * s.D + (at.first_group + g) * K;
-    const float shift = to_float(x[0]);
-    float v[V], sum = 0, squares = 0;
-    for (std::int64_t i = lane * V; i < K; i += lanes * V) {
-      load(x + i, v);
-#pragma unroll
-      for (int j = 0; j < V; ++j) sum += v[j] - shift;
-    }
-    const float distance = group_sum(sum, lanes) * scale;
-    for (std::int64_t i = lane * V; i < K; i += lanes * V) {
-      load(x + i, v);
-#pragma unroll
-      for (int j = 0; j < V; ++j) squares += (v[j] - shift - distance) * (v[j] - shift - distance);
-    }
-    squares = group_sum(squares, lanes);
-    const std::int64_t row = at.row(s, t);
-    if (lane != 0) continue;
-    const bool padded = is_padded(a.mask, row);
-    means[t][g] = padded ? 0 : shift + distance, variances[t][g] = padded ? 0 : squares * scale;
+__device__ float reciprocal_root(float x) {
+  const float r = rsqrtf(x);
+  return fmaf(0.5f * r, fmaf(-x * r, r, 1), r);
+}
+
+template <bool kKept>
+constexpr int kTilePacks = kKept ? kRows * kThreads : 0;  // of a block
+template <class T, int V, bool kKept>
+using StepTile = Tile<T, V, kRows, kKept>;
+
+// A thread's share of a block's tile: V columns of the rows, and those 32 V further on where a group is
+// wider.
+template <int V, bool kKept>
+struct Columns {
+  int warp, lane, g, rows;
+  int K, first, passes;              // `first` and offsets of a group's features
+  std::int64_t group, first_column;  // of all groups; of all features
+
+  __device__ Columns(const TimestepNormShape& s, const Plan& plan, const Place& at, int steps)
+      : warp(threadIdx.x / 32),
+        lane(threadIdx.x % 32),
+        g(lane / plan.lanes),
+        rows((steps - warp + kWarps - 1) / kWarps),
+        K(plan.K),
+        first(lane % plan.lanes * V),
+        passes(kKept ? 1 : (K + 32 * V - 1) / (32 * V)),
+        group(at.first_group + min(g, at.groups - 1)),
+        first_column(group * K + first) {
+    if (g >= at.groups) first = K;  // none
   }
-  __shared__ double weights[kSteps];
-  find_weights(a.mask, s, at, 0, weights);
-  for (int i = static_cast<int>(threadIdx.x); i < items; i += kThreads) {
-    const int t = i / at.groups, g = i % at.groups;
-    float* const to = work.step + at.row(s, t) * 2 * s.G + at.first_group + g;
-    to[0] = means[t][g], to[s.G] = variances[t][g];
-  }
-  for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += kThreads) {
-    Statistics sum{0, 0, 0};
-    for (int t = 0; t < at.steps; ++t) {
-      sum.add_step(weights[t], means[t][g], variances[t][g]);
-      sum.count += weights[t] > 0 ? 1 : 0;
-    }
-    TileArray{work.tile, work.tiles, s.G}.set(at.b, blockIdx.x, at.first_group + g, sum);
+  __device__ int offset(int pass) const { return pass * 32 * V; }
+  __device__ bool has(int pass) const { return first + offset(pass) < K; }
+};
+
+// Each becomes its sum over `lanes` neighbouring lanes.
+__device__ void group_sums(float (&x)[kBatch], int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) x[i] += __shfl_xor_sync(~0u, x[i], offset);
   }
 }
 
-// The tiles' statistics become those before each tile. A block has 32 groups, one a lane; kChunks chunks of
-// the tiles.
-template <class T>
-__global__ void forward_carry(TimestepNormShape s, TimestepNormForward<T> a, TimestepNormWork work) {
-  const std::int64_t b = blockIdx.y, g = std::int64_t{blockIdx.x} * 32 + threadIdx.x, chunk = threadIdx.y;
-  const std::int64_t length = (work.tiles + kChunks - 1) / kChunks;
-  const std::int64_t begin = min(chunk * length, work.tiles), end = min(begin + length, work.tiles);
-  const TileArray tile{work.tile, work.tiles, s.G};
-  __shared__ Statistics chunks[kChunks][32];
-  Statistics sum{0, 0, 0};
-  if (g < s.G) {
-    for (std::int64_t i = begin; i < end; ++i) sum.add(tile.statistics(b, i, g));
+// Prefix sums of a warp's 64 numbers, two a lane, each with itself. Returns the sum of all.
+__device__ Sums scan(Sums (&x)[2]) {
+  const int lane = threadIdx.x % 32;
+  Sums sum = x[0] + x[1];
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const Sums before{__shfl_up_sync(~0u, sum.s, offset), __shfl_up_sync(~0u, sum.q, offset)};
+    if (lane >= offset) sum = before + sum;
   }
-  chunks[chunk][threadIdx.x] = sum;
-  __syncthreads();
-  if (g >= s.G) return;
-  Statistics carried{static_cast<double>(a.count[b]), a.mean[b * s.G + g], a.var[b * s.G + g]};
-  for (int i = 0; i < chunk; ++i) carried.add(chunks[i][threadIdx.x]);
-  for (std::int64_t i = begin; i < end; ++i) {
-    const Statistics own = tile.statistics(b, i, g);
-    tile.set(b, i, g, carried);
-    carried.add(own);
-  }
-  if (chunk != kChunks - 1) return;
-  a.last_mean[b * s.G + g] = static_cast<float>(carried.mean);
-  a.last_var[b * s.G + g] = static_cast<float>(carried.var);
+  const Sums before{__shfl_up_sync(~0u, sum.s, 1), __shfl_up_sync(~0u, sum.q, 1)};
+  if (lane > 0) x[0] = before + x[0];
+  x[1] = x[0] + x[1];
+  return {__shfl_sync(~0u, sum.s, 31), __shfl_sync(~0u, sum.q, 31)};
 }
 
-template <class T, int V>
-__global__ void forward_normalise(TimestepNormShape s, TimestepNormForward<T> a, TimestepNormWork work) {
-  const Place at(s);
-  const std::int64_t K = s.D / s.G;
-  __shared__ float means[kSteps][kMostGroups], means_low[kSteps][kMostGroups], rstds[kSteps][kMostGroups];
-  __shared__ double weights[kSteps];
-  const TileArray tile{work.tile, work.tiles, s.G};
-  read_steps(work.step, 2, 0, a.mask, s, at, means);
-  read_steps(work.step, 2, 1, a.mask, s, at, rstds);
-  find_weights(a.mask, s, at, tile(at.b, blockIdx.x, 0, at.first_group), weights);
-  for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += static_cast<int>(blockDim.x)) {
-    Statistics now = tile.statistics(at.b, blockIdx.x, at.first_group + g);
-    for (int t = 0; t < at.steps; ++t) {
-      now.add_step(weights[t], means[t][g], rstds[t][g]);
-      means[t][g] = static_cast<float>(now.mean);
-      means_low[t][g] = static_cast<float>(now.mean - means[t][g]);
-      rstds[t][g] = 1 / sqrtf(static_cast<float>(now.var) + a.eps);
+// All ones is a NaN that no sum becomes: a number tells by itself that it is there.
+__device__ void publish(Sums sums, Sums* to) {
+  volatile Sums* const place = to;
+  place->s = isnan(sums.s) ? CUDART_NAN : sums.s;
+  place->q = isnan(sums.q) ? CUDART_NAN : sums.q;
+}
+__device__ Sums await(const Sums* from) {
+  const volatile Sums* const place = from;
+  Sums sums;
+  do {
+    sums.s = place->s, sums.q = place->q;
+  } while (__double_as_longlong(sums.s) == -1 || __double_as_longlong(sums.q) == -1);
+  return sums;
+}
+
+// The sum of the tiles that had their turn before in the sequence, whose own is `own`; for the warp of a
+// group. Always added up in the same order: the chunks before, and within the chunk a tile a lane.
+__device__ Sums sum_before(const TimestepNormShape& s, const Plan& plan, const Place& at, std::int64_t group,
+                           Sums own) {
+  const int lane = threadIdx.x % 32, chunk = at.turn / kChunk, place = at.turn % kChunk;
+  const int chunks = (plan.tiles + kChunk - 1) / kChunk;
+  Sums* const totals = plan.totals + at.b * (plan.tiles + chunks) * s.G + group;
+  const auto of_tile = [&](std::int64_t turn) { return totals + turn * s.G; };
+  const auto of_chunk = [&](std::int64_t i) { return totals + (plan.tiles + i) * s.G; };
+  if (lane == 0) publish(own, of_tile(at.turn));
+  Sums sum{0, 0};
+  if (lane < place) sum = await(of_tile(at.turn - place + lane));
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    sum = sum + Sums{__shfl_xor_sync(~0u, sum.s, offset), __shfl_xor_sync(~0u, sum.q, offset)};
+  if (chunk > 0) sum = await(of_chunk(chunk - 1)) + sum;
+  if (place == kChunk - 1 && lane == 0) publish(sum + own, of_chunk(chunk));
+  return sum;
+}
+
+template <class T, int V, bool kKept>
+__global__ void __launch_bounds__(kThreads, 4)
+    forward(TimestepNormShape s, TimestepNormForward<T> a, Plan plan) {
+  extern __shared__ uint4 shared[];
+  const Place at(s, plan);
+  const std::int64_t first_step = std::int64_t{at.turn} * kSteps;
+  Steps steps(a.mask, s, at.b, first_step);
+  const Columns<V, kKept> own(s, plan, at, steps.size);
+  const std::int64_t here = (steps.first_row + own.warp) * s.D + own.first_column, pitch = kWarps * s.D;
+  const StepTile<T, V, kKept> x{a.x + here, pitch, own.rows, reinterpret_cast<Pack<T, V>*>(shared)};
+  if (own.has(0)) x.start(0);
+  __pipeline_commit();
+  steps.before = counted(a.mask, s, at.b, 0, first_step);
+  const std::int64_t prior = a.count[at.b];
+  steps.before += prior;
+  const float center = prior > 0 ? a.mean[at.b * s.G + own.group] : 0;
+  float* const arrays = reinterpret_cast<float*>(x.kept + kTilePacks<kKept>);
+  const int size = plan.groups * StepArray::kPitch;
+  const StepArray means{arrays}, rstds{arrays + size}, means_low{arrays + 2 * size};  // means less the center
+  __pipeline_wait_prior(0);
+
+  // Mean and variance of each step.
+#pragma unroll 1
+  for (int first = 0; first < kRows; first += kBatch) {
+    float v[V] = {}, shift[kBatch], sum[kBatch] = {}, squares[kBatch] = {};
+    for (int pass = 0; pass < own.passes; ++pass) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const bool is_there = first + i < own.rows && own.has(pass);
+        if (is_there) x.read(first + i, own.offset(pass), v);
+        if (pass == 0) shift[i] = __shfl_sync(~0u, v[0], own.lane & -plan.lanes);
+        if (!is_there) continue;
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[i] += v[j] - shift[i];
+      }
+    }
+    group_sums(sum, plan.lanes);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) sum[i] *= plan.scale;
+    for (int pass = 0; pass < own.passes; ++pass) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (first + i >= own.rows || !own.has(pass)) continue;
+        x.read(first + i, own.offset(pass), v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) squares[i] += (v[j] - shift[i] - sum[i]) * (v[j] - shift[i] - sum[i]);
+      }
+    }
+    group_sums(squares, plan.lanes);
+    if (own.lane % plan.lanes != 0) continue;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int t = (first + i) * kWarps + own.warp;
+      means(t, own.g) = steps.count(t) ? shift[i] - center + sum[i] : 0;
+      rstds(t, own.g) = steps.count(t) ? squares[i] * plan.scale : 0;  // variances until they are scanned
     }
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); a.step_mean != nullptr && i < at.steps * at.groups;
-       i += static_cast<int>(blockDim.x)) {
-    const int t = i / at.groups, g = i % at.groups;
-    const std::int64_t to = at.row(s, t) * s.G + at.first_group + g;
-    a.step_mean[to] = means[t][g], a.step_rstd[to] = rstds[t][g];
+
+  // The statistics with each step.
+  for (int g = own.warp; g < at.groups; g += kWarps) {
+    const std::int64_t group = at.first_group + g, of_state = at.b * s.G + group;
+    Sums sums[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const double mean = means(2 * own.lane + i, g);
+      sums[i] = {mean, rstds(2 * own.lane + i, g) + mean * mean};
+    }
+    const float mean_0 = a.mean[of_state], var_0 = a.var[of_state], from = prior > 0 ? mean_0 : 0;
+    Sums before = sum_before(s, plan, at, group, scan(sums));
+    if (prior > 0) before.q += static_cast<double>(prior) * var_0;
+    double mean, var;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = 2 * own.lane + i;
+      const std::int64_t n = steps.counted_until(t);
+      const Divisor by_n(n);
+      mean = n > prior ? by_n(before.s + sums[i].s) : mean_0 - from;
+      var = n > prior ? fmax(0.0, by_n(before.q + sums[i].q) - mean * mean) : var_0;
+      means(t, g) = static_cast<float>(mean);
+      means_low(t, g) = static_cast<float>(mean - static_cast<float>(mean));
+      rstds(t, g) = reciprocal_root(static_cast<float>(var) + a.eps);
+    }
+    if (at.turn == plan.tiles - 1 && own.lane == 31) {
+      a.last_mean[of_state] = static_cast<float>(from + mean);
+      a.last_var[of_state] = static_cast<float>(var);
+    }
+    if (at.turn == 0 && own.lane == 0 && a.step_mean != nullptr)
+      a.step_mean[at.b * (s.L + 1) * s.G + group] = from;
   }
-  const std::int64_t first = at.first_group * K, width = at.groups * K;
-  for (std::int64_t i = threadIdx.x * V; i < width; i += blockDim.x * V) {
-    const int g = static_cast<int>(i / K);
+  __syncthreads();
+
+  for (int i = threadIdx.x; a.step_mean != nullptr && i < steps.size * at.groups; i += kThreads) {
+    const int t = i / at.groups, g = i % at.groups;
+    const std::int64_t to = (steps.first_row + t) * s.G + at.first_group + g;
+    a.step_mean[to + (at.b + 1) * s.G] = means(t, g), a.step_rstd[to] = rstds(t, g);
+  }
+  for (int pass = 0; pass < own.passes; ++pass) {
+    if (!own.has(pass)) continue;
+    const int offset = own.offset(pass);
     float weight[V], bias[V];
+    load(a.weight + own.first_column + offset, weight);
+    load(a.bias + own.first_column + offset, bias);
 #pragma unroll
-    for (int j = 0; j < V; ++j) weight[j] = 1 + a.weight[first + i + j], bias[j] = a.bias[first + i + j];
+    for (int j = 0; j < V; ++j) weight[j] += 1;
 #pragma unroll 4
-    for (int t = 0; t < at.steps; ++t) {
-      const std::int64_t row = at.row(s, t);
+    for (int r = 0; r < own.rows; ++r) {
+      const int t = r * kWarps + own.warp;
+      const float mean = means(t, own.g), low = means_low(t, own.g), rstd = rstds(t, own.g);
       float v[V];
-      load(a.x + row * s.D + first + i, v);
-      const bool padded = weights[t] == 0;
+      x.read(r, offset, v);
 #pragma unroll
       for (int j = 0; j < V; ++j)
-        v[j] = padded ? 0 : (v[j] - means[t][g] - means_low[t][g]) * rstds[t][g] * weight[j] + bias[j];
-      store(v, a.y + row * s.D + first + i);
+        v[j] = steps.count(t) ? (v[j] - center - mean - low) * rstd * weight[j] + bias[j] : 0;
+      store(v, a.y + here + r * pitch + offset);
     }
   }
 }
 
-// What a run of steps, taken backwards, makes of the gradients of the statistics after it:
-//   d_var -> decay d_var + var,   d_mean -> decay d_mean + pull d_var + mean.
-struct Adjoint {
-  double decay, pull, var, mean;
-
-  // One more step before: w its weight, `distance` its mean less the cumulative one after it, and what it
-  // adds.
-  __device__ void add_step(double w, double distance, double step_mean, double step_var) {
-    const double kept = 1 - w, force = w < 1 ? 2 * w * distance : 0;
-    var += step_var;
-    mean = kept * (mean + step_mean) - force * var;
-    pull = kept * pull - force * decay;
-    var *= kept;
-    decay *= kept;
-  }
-  // A run before this one.
-  __device__ void add(const Adjoint& before) {
-    mean = before.decay * mean + before.pull * var + before.mean;
-    pull = before.decay * pull + before.pull * decay;
-    var = before.decay * var + before.var;
-    decay *= before.decay;
-  }
-};
-
-// Sums over the features of every step and group of u = x - mean, h = dy (1 + weight) and h u, [B, L, 3, G],
-// and the tile's Adjoint.
-template <class T, int V>
-__global__ void backward_sums(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormWork work,
-                              int lanes) {
-  const Place at(s);
-  const std::int64_t K = s.D / s.G;
-  __shared__ float sums[3][kSteps][kMostGroups];
-  const int lane = static_cast<int>(threadIdx.x) % lanes, team = static_cast<int>(threadIdx.x) / lanes;
-  const int items = at.steps * at.groups, teams = kThreads / lanes;
-  for (int first = 0; first < items; first += teams) {
-    const int item = min(first + team, items - 1), t = item / at.groups, g = item % at.groups;
-    const std::int64_t row = at.row(s, t), group = at.first_group + g, column = group * K;
-    const float mean = a.step_mean[row * s.G + group];
-    float sum_u = 0, sum_h = 0, sum_hu = 0;
-    for (std::int64_t i = column + lane * V; i < column + K; i += lanes * V) {
-      float x[V], dy[V];
-      load(a.x + row * s.D + i, x);
-      load(a.dy + row * s.D + i, dy);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float u = x[j] - mean, h = dy[j] * (1 + a.weight[i + j]);
-        sum_u += u, sum_h += h, sum_hu += h * u;
-      }
-    }
-    sum_u = group_sum(sum_u, lanes), sum_h = group_sum(sum_h, lanes), sum_hu = group_sum(sum_hu, lanes);
-    if (lane != 0) continue;
-    const bool padded = is_padded(a.mask, row);
-    sums[0][t][g] = padded ? 0 : sum_u, sums[1][t][g] = padded ? 0 : sum_h,
-    sums[2][t][g] = padded ? 0 : sum_hu;
-    for (int i = 0; i < 3; ++i) work.step[(row * 3 + i) * s.G + group] = sums[i][t][g];
-  }
-  __syncthreads();
-  __shared__ double weights[kSteps];
-  __shared__ float rstds[kSteps][kMostGroups];
-  read_steps(a.step_rstd, 1, 0, a.mask, s, at, rstds);
-  find_weights(a.mask, s, at, a.last_count[at.b] - counted(a.mask, s, at.b, at.first_step, s.L), weights);
-  const double scale = 1 / static_cast<double>(K);
-  for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += kThreads) {
-    const std::int64_t group = at.first_group + g;
-    Adjoint run{1, 0, 0, 0};
-    for (int t = at.steps - 1; t >= 0; --t) {
-      const double r = rstds[t][g];
-      run.add_step(weights[t], sums[0][t][g] * scale, -r * sums[1][t][g], -0.5 * r * r * r * sums[2][t][g]);
-    }
-    const TileArray tile{work.tile, work.tiles, s.G};
-    tile(at.b, blockIdx.x, 0, group) = run.decay, tile(at.b, blockIdx.x, 1, group) = run.pull;
-    tile(at.b, blockIdx.x, 2, group) = run.var, tile(at.b, blockIdx.x, 3, group) = run.mean;
-  }
-}
-
-// The tiles' Adjoints become the gradients of mean and var (places 0 and 1) after each tile.
-template <class T>
-__global__ void backward_carry(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormWork work) {
-  const std::int64_t b = blockIdx.y, g = std::int64_t{blockIdx.x} * 32 + threadIdx.x, chunk = threadIdx.y;
-  const std::int64_t length = (work.tiles + kChunks - 1) / kChunks;
-  const std::int64_t begin = min(chunk * length, work.tiles), end = min(begin + length, work.tiles);
-  const TileArray tile{work.tile, work.tiles, s.G};
-  const auto adjoint = [&](std::int64_t i) -> Adjoint {
-    return {tile(b, i, 0, g), tile(b, i, 1, g), tile(b, i, 2, g), tile(b, i, 3, g)};
-  };
-  __shared__ Adjoint chunks[kChunks][32];
-  Adjoint run{1, 0, 0, 0};
-  if (g < s.G) {
-    for (std::int64_t i = end - 1; i >= begin; --i) run.add(adjoint(i));
-  }
-  chunks[chunk][threadIdx.x] = run;
-  __syncthreads();
-  if (g >= s.G) return;
-  Adjoint carried{0, 0, a.d_last_var[b * s.G + g], a.d_last_mean[b * s.G + g]};
-  for (int i = kChunks - 1; i > chunk; --i) carried.add(chunks[i][threadIdx.x]);
-  for (std::int64_t i = end - 1; i >= begin; --i) {
-    const Adjoint own = adjoint(i);
-    tile(b, i, 0, g) = carried.mean, tile(b, i, 1, g) = carried.var;
-    carried.add(own);
-  }
-  if (chunk != 0) return;
-  a.d_mean[b * s.G + g] = static_cast<float>(carried.mean);
-  a.d_var[b * s.G + g] = static_cast<float>(carried.var);
-}
-
-// dx = h rstd + slope u + offset.
-template <class T, int V>
-__global__ void backward_input(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormWork work,
-                               float* sums) {
-  const Place at(s);
-  const std::int64_t K = s.D / s.G;
-  __shared__ float slopes[kSteps][kMostGroups], offsets[kSteps][kMostGroups], sums_hu[kSteps][kMostGroups];
-  __shared__ float means[kSteps][kMostGroups], rstds[kSteps][kMostGroups];
-  __shared__ double weights[kSteps];
-  read_steps(work.step, 3, 0, a.mask, s, at, slopes);   // sums of u until they are slopes
-  read_steps(work.step, 3, 1, a.mask, s, at, offsets);  // of h
-  read_steps(work.step, 3, 2, a.mask, s, at, sums_hu);
-  read_steps(a.step_mean, 1, 0, a.mask, s, at, means);
-  read_steps(a.step_rstd, 1, 0, a.mask, s, at, rstds);
-  find_weights(a.mask, s, at, a.last_count[at.b] - counted(a.mask, s, at.b, at.first_step, s.L), weights);
-  const double scale = 1 / static_cast<double>(K);
-  for (int g = static_cast<int>(threadIdx.x); g < at.groups; g += static_cast<int>(blockDim.x)) {
-    const TileArray tile{work.tile, work.tiles, s.G};
-    const std::int64_t group = at.first_group + g;
-    double mean = tile(at.b, blockIdx.x, 0, group), var = tile(at.b, blockIdx.x, 1, group);
-    for (int t = at.steps - 1; t >= 0; --t) {
-      const double r = rstds[t][g], w = weights[t], distance = slopes[t][g] * scale;
-      mean -= r * offsets[t][g];
-      var -= 0.5 * r * r * r * sums_hu[t][g];
-      const double pull = w < 1 ? 2 * w * var * distance : 0, slope = 2 * w * var * scale;
-      slopes[t][g] = static_cast<float>(slope);
-      offsets[t][g] = static_cast<float>((w * mean + pull) * scale - slope * distance);
-      mean = (1 - w) * mean - pull;
-      var *= 1 - w;
-    }
-  }
-  __syncthreads();
-  const std::int64_t first = at.first_group * K, width = at.groups * K;
-  for (std::int64_t i = threadIdx.x * V; i < width; i += blockDim.x * V) {
-    const int g = static_cast<int>(i / K);
-    float weight[V], d_weight[V] = {}, d_bias[V] = {};
-#pragma unroll
-    for (int j = 0; j < V; ++j) weight[j] = 1 + a.weight[first + i + j];
-#pragma unroll 4
-    for (int t = 0; t < at.steps; ++t) {
-      const std::int64_t here = at.row(s, t) * s.D + first + i;
-      const bool padded = weights[t] == 0;
-      float x[V], dy[V];
-      load(a.x + here, x);
-      load(a.dy + here, dy);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float u = padded ? 0 : x[j] - means[t][g], d = padded ? 0 : dy[j];
-        d_weight[j] += d * (u * rstds[t][g]), d_bias[j] += d;
-        x[j] = d * weight[j] * rstds[t][g] + (slopes[t][g] * u + offsets[t][g]);
-        if (padded) x[j] = 0;
-      }
-      store(x, a.dx + here);
-    }
-    float* const to = sums + (at.b * work.tiles + blockIdx.x) * 2 * s.D + first + i;
-#pragma unroll
-    for (int j = 0; j < V; ++j) to[j] = d_weight[j], to[s.D + j] = d_bias[j];
-  }
-}
-
-dim3 tile_grid(const TimestepNormShape& s, const TimestepNormWork& work) {
-  return {grid_size(work.tiles), static_cast<unsigned>(s.B),
-          static_cast<unsigned>(ceil_div(s.G, kMostGroups))};
-}
-dim3 carry_grid(const TimestepNormShape& s) {
-  return {static_cast<unsigned>(ceil_div(s.G, 32)), static_cast<unsigned>(s.B)};
-}
-// Threads that each take columns of a block.
+// A warp's sums over its rows for the gradients of weight and bias; the pitch is for a warp that reads them
+// in the order of the columns.
 template <int V>
-unsigned column_threads(const TimestepNormShape& s) {
-  const std::int64_t groups = s.G < kMostGroups ? s.G : kMostGroups;
-  return threads_for(ceil_div(groups * (s.D / s.G), V));
+struct WarpSums {
+  float of[2][V][36];
+};
+// What x and dy take in shared memory, and those sums afterwards.
+template <class T, int V, bool kKept>
+constexpr std::size_t kBackwardTiles =
+    kKept ? 2 * kTilePacks<kKept> * sizeof(Pack<T, V>) : kWarps * sizeof(WarpSums<V>);
+
+// With u = x - mean and h = dy (1 + weight), the gradients of a step's statistics are
+//   d_mean = -rstd sum(h),   d_var = -rstd^3 sum(h u) / 2,
+// and S and Q get (d_mean - 2 (mean - center) d_var)/n and d_var/n from it and from every step after, so that
+//   dx = h rstd + (dS + 2 (x - center) dQ) / K.
+template <class T, int V, bool kKept>
+__global__ void __launch_bounds__(kThreads, 3)
+    backward(TimestepNormShape s, TimestepNormBackward<T> a, Plan plan, float* parameter_sums) {
+  extern __shared__ uint4 shared[];
+  const Place at(s, plan);
+  const std::int64_t tile = plan.tiles - 1 - at.turn, first_step = tile * kSteps;
+  Steps steps(a.mask, s, at.b, first_step);
+  const Columns<V, kKept> own(s, plan, at, steps.size);
+  const std::int64_t here = (steps.first_row + own.warp) * s.D + own.first_column, pitch = kWarps * s.D;
+  auto* const kept = reinterpret_cast<Pack<T, V>*>(shared);
+  const StepTile<T, V, kKept> x{a.x + here, pitch, own.rows, kept},
+      dy{a.dy + here, pitch, own.rows, kept + kTilePacks<kKept>};
+  if (own.has(0)) x.start(0), dy.start(0);
+  __pipeline_commit();
+  steps.before = a.last_count[at.b] - counted(a.mask, s, at.b, first_step, s.L);
+  float* const arrays = reinterpret_cast<float*>(shared) + kBackwardTiles<T, V, kKept> / sizeof(float);
+  const int size = plan.groups * StepArray::kPitch;
+  const StepArray means{arrays}, rstds{arrays + size}, slopes{arrays + 2 * size}, offsets{arrays + 3 * size};
+  for (int i = threadIdx.x; i < steps.size * at.groups; i += kThreads) {
+    const int t = i / at.groups, g = i % at.groups;
+    const std::int64_t from = (steps.first_row + t) * s.G + at.first_group + g;
+    means(t, g) = a.step_mean[from + (at.b + 1) * s.G], rstds(t, g) = a.step_rstd[from];
+  }
+  const float center = a.step_mean[at.b * (s.L + 1) * s.G + own.group];
+  __pipeline_wait_prior(0);
+  __syncthreads();
+
+  // The gradients of mean and variance of each step, where the offsets and slopes will be.
+#pragma unroll 1
+  for (int first = 0; first < kRows; first += kBatch) {
+    float sum_h[kBatch] = {}, sum_hu[kBatch] = {};
+    for (int pass = 0; pass < own.passes; ++pass) {
+      if (!own.has(pass)) continue;
+      float weight[V];
+      load(a.weight + own.first_column + own.offset(pass), weight);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int r = first + i;
+        if (r >= own.rows) continue;
+        const float mean = means(r * kWarps + own.warp, own.g);
+        float v[V], d[V];
+        x.read(r, own.offset(pass), v);
+        dy.read(r, own.offset(pass), d);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const float h = fmaf(d[j], weight[j], d[j]);
+          sum_h[i] += h, sum_hu[i] += h * (v[j] - center - mean);
+        }
+      }
+    }
+    group_sums(sum_h, plan.lanes);
+    group_sums(sum_hu, plan.lanes);
+    if (own.lane % plan.lanes != 0) continue;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int t = (first + i) * kWarps + own.warp;
+      const float r = rstds(t, own.g);
+      offsets(t, own.g) = steps.count(t) ? -r * sum_h[i] : 0;
+      slopes(t, own.g) = steps.count(t) ? -0.5f * r * r * r * sum_hu[i] : 0;
+    }
+  }
+  __syncthreads();
+
+  for (int g = own.warp; g < at.groups; g += kWarps) {
+    const std::int64_t group = at.first_group + g, of_state = at.b * s.G + group;
+    Sums sums[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = kSteps - 1 - (2 * own.lane + i);
+      sums[i] = {0, 0};
+      if (!steps.count(t)) continue;
+      const Divisor by_n(steps.counted_until(t));
+      const double d_var = slopes(t, g);
+      sums[i] = {by_n(offsets(t, g) - 2.0 * means(t, g) * d_var), by_n(d_var)};
+    }
+    const std::int64_t n = a.last_count[at.b];
+    const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
+                 last_mean = a.step_mean[((at.b + 1) * (s.L + 1) - 1) * s.G + group];
+    Sums before = sum_before(s, plan, at, group, scan(sums));
+    const Divisor by_n(n);
+    if (n > 0) before = Sums{by_n(d_last_mean - 2 * last_mean * d_last_var), by_n(d_last_var)} + before;
+    const Divisor by_K(own.K);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = kSteps - 1 - (2 * own.lane + i);
+      sums[i] = before + sums[i];
+      if (!steps.count(t)) continue;
+      offsets(t, g) = static_cast<float>(by_K(sums[i].s + 2.0 * means(t, g) * sums[i].q));
+      slopes(t, g) = static_cast<float>(by_K(2 * sums[i].q));
+    }
+    if (tile > 0 || own.lane < 31) continue;
+    a.d_mean[of_state] = static_cast<float>(n > 0 ? steps.before * sums[1].s : d_last_mean);
+    a.d_var[of_state] = static_cast<float>(n > 0 ? steps.before * sums[1].q : d_last_var);
+  }
+  __syncthreads();
+
+  for (int pass = 0; pass < own.passes; ++pass) {
+    const int offset = own.offset(pass);
+    float weight[V] = {}, of_columns[2][V] = {};  // gradients of weight and bias
+    if (own.has(pass)) load(a.weight + own.first_column + offset, weight);
+#pragma unroll 2
+    for (int r = 0; r < (own.has(pass) ? own.rows : 0); ++r) {
+      const int t = r * kWarps + own.warp;
+      const float mean = means(t, own.g), rstd = rstds(t, own.g), slope = slopes(t, own.g),
+                  constant = offsets(t, own.g);
+      float v[V], d[V];
+      x.read(r, offset, v);
+      dy.read(r, offset, d);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const float u = steps.count(t) ? v[j] - center - mean : 0;
+        d[j] = steps.count(t) ? d[j] : 0;
+        of_columns[0][j] += d[j] * (u * rstd), of_columns[1][j] += d[j];
+        v[j] = steps.count(t) ? fmaf(d[j], weight[j], d[j]) * rstd + (slope * u + constant) : 0;
+      }
+      store(v, a.dx + here + r * pitch + offset);
+    }
+    // The block's sums, in what was the tile.
+    __syncthreads();
+    auto* const partial = reinterpret_cast<WarpSums<V>*>(shared);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) partial[own.warp].of[k][j][own.lane] = of_columns[k][j];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * 32 * V; i += kThreads) {
+      const int k = i / (32 * V), lane = i / V % 32, j = i % V, g = lane / plan.lanes;
+      const int column = lane % plan.lanes * V + offset + j;
+      if (g >= at.groups || column >= own.K) continue;
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) sum += partial[w].of[k][j][lane];
+      parameter_sums[((at.b * plan.tiles + tile) * 2 + k) * s.D + (at.first_group + g) * own.K + column] =
+          sum;
+    }
+    __syncthreads();
+  }
+}
+
+// launch.operator()<V, kKept>(plan, bytes of the StepArrays of a block for each of them) where all is ready.
+template <class T, class F, class... P>
+void with_plan(const TimestepNormShape& s, void* work, cudaStream_t stream, F&& launch,
+               const P*... pointers) {
+  cudaMemsetAsync(work, 0xff, timestep_norm_work(s), stream);
+  with_pack_width<T>(
+      s.D / s.G,
+      [&]<int V>(Width<V>) {
+        const Plan plan(s, V, work);
+        const std::size_t array = sizeof(float) * StepArray::kPitch * plan.groups;
+        if (plan.K <= 32 * V) {
+          launch.template operator()<V, true>(plan, array);
+        } else {
+          launch.template operator()<V, false>(plan, array);
+        }
+      },
+      pointers...);
 }
 
 }  // namespace
 
-template <class T>
-void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward<T>& a,
-                           const TimestepNormWork& work, cudaStream_t stream) {
-  with_pack_width<T>(
-      s.D / s.G,
-      [&]<int V>(Width<V>) {
-        const dim3 grid = tile_grid(s, work);
-        forward_moments<T, V><<<grid, kThreads, 0, stream>>>(s, a, work, lanes_of(ceil_div(s.D / s.G, V)));
-        forward_carry<T><<<carry_grid(s), dim3(32, kChunks), 0, stream>>>(s, a, work);
-        forward_normalise<T, V><<<grid, column_threads<V>(s), 0, stream>>>(s, a, work);
-      },
-      a.x, a.y);
+std::size_t timestep_norm_work(const TimestepNormShape& s) {
+  return sizeof(Sums) * static_cast<std::size_t>(1 + count_totals(s));
 }
 
 template <class T>
-void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
-                            const TimestepNormWork& work, float* sums, cudaStream_t stream) {
-  with_pack_width<T>(
-      s.D / s.G,
-      [&]<int V>(Width<V>) {
-        const dim3 grid = tile_grid(s, work);
-        backward_sums<T, V><<<grid, kThreads, 0, stream>>>(s, a, work, lanes_of(ceil_div(s.D / s.G, V)));
-        backward_carry<T><<<carry_grid(s), dim3(32, kChunks), 0, stream>>>(s, a, work);
-        backward_input<T, V><<<grid, column_threads<V>(s), 0, stream>>>(s, a, work, sums);
+void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward<T>& a, void* work,
+                           cudaStream_t stream) {
+  with_plan<T>(
+      s, work, stream,
+      [&]<int V, bool kKept>(const Plan& plan, std::size_t array) {
+        const std::size_t shared = kTilePacks<kKept> * sizeof(Pack<T, V>) + 3 * array;
+        allow_shared_memory(forward<T, V, kKept>, shared);
+        forward<T, V, kKept><<<plan.blocks(s), kThreads, shared, stream>>>(s, a, plan);
       },
-      a.x, a.dy, a.dx);
+      a.x, a.weight, a.bias, a.y);
 }
 
-template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&,
-                                    const TimestepNormWork&, cudaStream_t);
-template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<Bfloat16>&,
-                                    const TimestepNormWork&, cudaStream_t);
-template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<float>&,
-                                     const TimestepNormWork&, float*, cudaStream_t);
-template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<Bfloat16>&,
-                                     const TimestepNormWork&, float*, cudaStream_t);
+template <class T>
+void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a, void* work,
+                            float* sums, cudaStream_t stream) {
+  with_plan<T>(
+      s, work, stream,
+      [&]<int V, bool kKept>(const Plan& plan, std::size_t array) {
+        const std::size_t shared = kBackwardTiles<T, V, kKept> + 4 * array;
+        allow_shared_memory(backward<T, V, kKept>, shared);
+        backward<T, V, kKept><<<plan.blocks(s), kThreads, shared, stream>>>(s, a, plan, sums);
+      },
+      a.x, a.weight, a.dy, a.dx);
+}
+
+template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&, void*,
+                                    cudaStream_t);
+template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<Bfloat16>&, void*,
+                                    cudaStream_t);
+template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<float>&, void*,
+                                     float*, cudaStream_t);
+template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<Bfloat16>&, void*,
+                                     float*, cudaStream_t);
 
 }  // namespace megalodon::ops::cuda
