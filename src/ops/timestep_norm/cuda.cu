@@ -243,34 +243,34 @@ __global__ void __launch_bounds__(kThreads, 4)
   const float center = prior > 0 ? a.mean[at.b * s.G + own.group] : 0;
   float* const arrays = reinterpret_cast<float*>(x.kept + kTilePacks<kKept>);
   const int size = plan.groups * StepArray::kPitch;
-  const StepArray means{arrays}, rstds{arrays + size}, means_low{arrays + 2 * size};  // means less the center
+  // The mean less the center; y = ((x - mean) rstd + rest) (1 + weight) + bias, mean rounded and rest the
+  // rounding.
+  const StepArray distances{arrays}, means{arrays + size}, rests{arrays + 2 * size}, rstds{arrays + 3 * size};
   __pipeline_wait_prior(0);
 
   // Mean and variance of each step.
 #pragma unroll 1
   for (int first = 0; first < kRows; first += kBatch) {
-    float v[V] = {}, shift[kBatch], sum[kBatch] = {}, squares[kBatch] = {};
+    float v[V], mean[kBatch] = {}, squares[kBatch] = {};
     for (int pass = 0; pass < own.passes; ++pass) {
+      if (!own.has(pass)) break;
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const bool is_there = first + i < own.rows && own.has(pass);
-        if (is_there) x.read(first + i, own.offset(pass), v);
-        if (pass == 0) shift[i] = __shfl_sync(~0u, v[0], own.lane & -plan.lanes);
-        if (!is_there) continue;
-#pragma unroll
-        for (int j = 0; j < V; ++j) sum[i] += v[j] - shift[i];
-      }
-    }
-    group_sums(sum, plan.lanes);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) sum[i] *= plan.scale;
-    for (int pass = 0; pass < own.passes; ++pass) {
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (first + i >= own.rows || !own.has(pass)) continue;
         x.read(first + i, own.offset(pass), v);
 #pragma unroll
-        for (int j = 0; j < V; ++j) squares[i] += (v[j] - shift[i] - sum[i]) * (v[j] - shift[i] - sum[i]);
+        for (int j = 0; j < V; ++j) mean[i] += v[j];
+      }
+    }
+    group_sums(mean, plan.lanes);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) mean[i] *= plan.scale;
+    for (int pass = 0; pass < own.passes; ++pass) {
+      if (!own.has(pass)) break;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        x.read(first + i, own.offset(pass), v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) squares[i] += (v[j] - mean[i]) * (v[j] - mean[i]);
       }
     }
     group_sums(squares, plan.lanes);
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int t = (first + i) * kWarps + own.warp;
-      means(t, own.g) = steps.count(t) ? shift[i] - center + sum[i] : 0;
+      distances(t, own.g) = steps.count(t) ? mean[i] - center : 0;
       rstds(t, own.g) = steps.count(t) ? squares[i] * plan.scale : 0;  // variances until they are scanned
     }
   }
@@ -290,26 +290,29 @@ __global__ void __launch_bounds__(kThreads, 4)
     Sums sums[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const double mean = means(2 * own.lane + i, g);
-      sums[i] = {mean, rstds(2 * own.lane + i, g) + mean * mean};
+      const double distance = distances(2 * own.lane + i, g);
+      sums[i] = {distance, rstds(2 * own.lane + i, g) + distance * distance};
     }
     const float mean_0 = a.mean[of_state], var_0 = a.var[of_state], from = prior > 0 ? mean_0 : 0;
     Sums before = sum_before(s, plan, at, group, scan(sums));
     if (prior > 0) before.q += static_cast<double>(prior) * var_0;
-    double mean, var;
+    double distance, var;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int t = 2 * own.lane + i;
       const std::int64_t n = steps.counted_until(t);
       const Divisor by_n(n);
-      mean = n > prior ? by_n(before.s + sums[i].s) : mean_0 - from;
-      var = n > prior ? fmax(0.0, by_n(before.q + sums[i].q) - mean * mean) : var_0;
-      means(t, g) = static_cast<float>(mean);
-      means_low(t, g) = static_cast<float>(mean - static_cast<float>(mean));
-      rstds(t, g) = reciprocal_root(static_cast<float>(var) + a.eps);
+      distance = n > prior ? by_n(before.s + sums[i].s) : mean_0 - from;
+      var = n > prior ? fmax(0.0, by_n(before.q + sums[i].q) - distance * distance) : var_0;
+      const float mean = static_cast<float>(from + distance),
+                  rstd = reciprocal_root(static_cast<float>(var) + a.eps);
+      distances(t, g) = static_cast<float>(distance);
+      means(t, g) = mean;
+      rests(t, g) = static_cast<float>(mean - (from + distance)) * rstd;
+      rstds(t, g) = rstd;
     }
     if (at.turn == plan.tiles - 1 && own.lane == 31) {
-      a.last_mean[of_state] = static_cast<float>(from + mean);
+      a.last_mean[of_state] = static_cast<float>(from + distance);
       a.last_var[of_state] = static_cast<float>(var);
     }
     if (at.turn == 0 && own.lane == 0 && a.step_mean != nullptr)
@@ -320,7 +323,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int i = threadIdx.x; a.step_mean != nullptr && i < steps.size * at.groups; i += kThreads) {
     const int t = i / at.groups, g = i % at.groups;
     const std::int64_t to = (steps.first_row + t) * s.G + at.first_group + g;
-    a.step_mean[to + (at.b + 1) * s.G] = means(t, g), a.step_rstd[to] = rstds(t, g);
+    a.step_mean[to + (at.b + 1) * s.G] = distances(t, g), a.step_rstd[to] = rstds(t, g);
   }
   for (int pass = 0; pass < own.passes; ++pass) {
     if (!own.has(pass)) continue;
@@ -333,12 +336,13 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll 4
     for (int r = 0; r < own.rows; ++r) {
       const int t = r * kWarps + own.warp;
-      const float mean = means(t, own.g), low = means_low(t, own.g), rstd = rstds(t, own.g);
-      float v[V];
-      x.read(r, offset, v);
+      const float mean = means(t, own.g), rest = rests(t, own.g), rstd = rstds(t, own.g);
+      float v[V] = {};
+      if (steps.count(t)) {
+        x.read(r, offset, v);
 #pragma unroll
-      for (int j = 0; j < V; ++j)
-        v[j] = steps.count(t) ? (v[j] - center - mean - low) * rstd * weight[j] + bias[j] : 0;
+        for (int j = 0; j < V; ++j) v[j] = fmaf(fmaf(v[j] - mean, rstd, rest), weight[j], bias[j]);
+      }
       store(v, a.y + here + r * pitch + offset);
     }
   }
@@ -376,11 +380,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   steps.before = a.last_count[at.b] - counted(a.mask, s, at.b, first_step, s.L);
   float* const arrays = reinterpret_cast<float*>(shared) + kBackwardTiles<T, V, kKept> / sizeof(float);
   const int size = plan.groups * StepArray::kPitch;
-  const StepArray means{arrays}, rstds{arrays + size}, slopes{arrays + 2 * size}, offsets{arrays + 3 * size};
+  const StepArray distances{arrays}, rstds{arrays + size}, slopes{arrays + 2 * size},
+      offsets{arrays + 3 * size};
   for (int i = threadIdx.x; i < steps.size * at.groups; i += kThreads) {
     const int t = i / at.groups, g = i % at.groups;
     const std::int64_t from = (steps.first_row + t) * s.G + at.first_group + g;
-    means(t, g) = a.step_mean[from + (at.b + 1) * s.G], rstds(t, g) = a.step_rstd[from];
+    distances(t, g) = a.step_mean[from + (at.b + 1) * s.G], rstds(t, g) = a.step_rstd[from];
   }
   const float center = a.step_mean[at.b * (s.L + 1) * s.G + own.group];
   __pipeline_wait_prior(0);
@@ -391,21 +396,20 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int first = 0; first < kRows; first += kBatch) {
     float sum_h[kBatch] = {}, sum_hu[kBatch] = {};
     for (int pass = 0; pass < own.passes; ++pass) {
-      if (!own.has(pass)) continue;
+      if (!own.has(pass)) break;
       float weight[V];
       load(a.weight + own.first_column + own.offset(pass), weight);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int r = first + i;
-        if (r >= own.rows) continue;
-        const float mean = means(r * kWarps + own.warp, own.g);
+        const float mean = center + distances(r * kWarps + own.warp, own.g);
         float v[V], d[V];
         x.read(r, own.offset(pass), v);
         dy.read(r, own.offset(pass), d);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const float h = fmaf(d[j], weight[j], d[j]);
-          sum_h[i] += h, sum_hu[i] += h * (v[j] - center - mean);
+          sum_h[i] += h, sum_hu[i] += h * (v[j] - mean);
         }
       }
     }
@@ -432,7 +436,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       if (!steps.count(t)) continue;
       const Divisor by_n(steps.counted_until(t));
       const double d_var = slopes(t, g);
-      sums[i] = {by_n(offsets(t, g) - 2.0 * means(t, g) * d_var), by_n(d_var)};
+      sums[i] = {by_n(offsets(t, g) - 2.0 * distances(t, g) * d_var), by_n(d_var)};
     }
     const std::int64_t n = a.last_count[at.b];
     const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
@@ -446,7 +450,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       const int t = kSteps - 1 - (2 * own.lane + i);
       sums[i] = before + sums[i];
       if (!steps.count(t)) continue;
-      offsets(t, g) = static_cast<float>(by_K(sums[i].s + 2.0 * means(t, g) * sums[i].q));
+      offsets(t, g) = static_cast<float>(by_K(sums[i].s + 2.0 * distances(t, g) * sums[i].q));
       slopes(t, g) = static_cast<float>(by_K(2 * sums[i].q));
     }
     if (tile > 0 || own.lane < 31) continue;
@@ -462,17 +466,18 @@ __global__ void __launch_bounds__(kThreads, 3)
 #pragma unroll 2
     for (int r = 0; r < (own.has(pass) ? own.rows : 0); ++r) {
       const int t = r * kWarps + own.warp;
-      const float mean = means(t, own.g), rstd = rstds(t, own.g), slope = slopes(t, own.g),
+      const float mean = center + distances(t, own.g), rstd = rstds(t, own.g), slope = slopes(t, own.g),
                   constant = offsets(t, own.g);
-      float v[V], d[V];
-      x.read(r, offset, v);
-      dy.read(r, offset, d);
+      float v[V] = {}, d[V];
+      if (steps.count(t)) {
+        x.read(r, offset, v);
+        dy.read(r, offset, d);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float u = steps.count(t) ? v[j] - center - mean : 0;
-        d[j] = steps.count(t) ? d[j] : 0;
-        of_columns[0][j] += d[j] * (u * rstd), of_columns[1][j] += d[j];
-        v[j] = steps.count(t) ? fmaf(d[j], weight[j], d[j]) * rstd + (slope * u + constant) : 0;
+        for (int j = 0; j < V; ++j) {
+          const float u = v[j] - mean, scaled = d[j] * rstd;
+          of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
+          v[j] = fmaf(scaled, 1 + weight[j], fmaf(slope, u, constant));
+        }
       }
       store(v, a.dx + here + r * pitch + offset);
     }
@@ -530,7 +535,7 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
   with_plan<T>(
       s, work, stream,
       [&]<int V, bool kKept>(const Plan& plan, std::size_t array) {
-        const std::size_t shared = kTilePacks<kKept> * sizeof(Pack<T, V>) + 3 * array;
+        const std::size_t shared = kTilePacks<kKept> * sizeof(Pack<T, V>) + 4 * array;
         allow_shared_memory(forward<T, V, kKept>, shared);
         forward<T, V, kKept><<<plan.blocks(s), kThreads, shared, stream>>>(s, a, plan);
       },
