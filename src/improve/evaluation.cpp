@@ -15,9 +15,10 @@ constexpr std::size_t kShownWrong = 4;
 
 Reply Solver::reply(std::span<const int32_t> tokens, bool ended, double log_probability) const {
   Reply reply{"", ended, static_cast<int64_t>(tokens.size()) + ended, log_probability};
-  for (const int32_t token : tokens) {
-    const auto text = tokenizer_.decode(std::span(&token, 1));
-    reply.text += text.empty() ? "?" : text;  // special tokens have no place in an answer, and must show
+  for (const int32_t token : tokens) {  // a model may have more tokens than its tokenizer
+    const bool known = token < tokenizer_.vocabulary_size();
+    const auto text = known ? tokenizer_.decode(std::span(&token, 1)) : "";
+    reply.text += text.empty() ? "?" : text;  // what has no place in an answer must show
   }
   return reply;
 }

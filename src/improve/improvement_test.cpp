@@ -176,6 +176,18 @@ TEST(Evaluation, CountsWholeAnswersAndShowsWhereOnesGoWrong) {
   EXPECT_EQ(dump_json(to_json(again)), dump_json(to_json(result)));
 }
 
+TEST(Solver, ShowsTokensThatTheTokenizerDoesNotHave) {
+  const TemporaryFolder folder;
+  SmallRun run(folder.path(), "models = 1\n", "", "name = \"reverse\"\nbase = 2\n", "llama",
+               "vocab_size = 500\n");
+  Solver solver(*run.models, *run.tokenizer, *run.config.task, 8);
+  const std::vector<std::string> prompts{"12=", "21="};
+  std::string text;  // of a model that knows nothing: any of the 500
+  for (const auto& replies : solver.solve(prompts, run.config.task->difficulty("2"))) text += replies[0].text;
+  EXPECT_TRUE(contains(text, "?"));
+  improve(run);
+}
+
 TEST(Config, RefusesWhatCannotWork) {
   const TemporaryFolder folder;
   const auto refused = [&](const std::string& improve_keys, const std::string& sections = "",

@@ -17,7 +17,7 @@ struct SmallRun {
   explicit SmallRun(const std::filesystem::path& run, const std::string& improve = "models = 2\n",
                     const std::string& sections = "",
                     const std::string& task = "name = \"reverse\"\nbase = 2\n",
-                    const std::string& type = "llama") {
+                    const std::string& type = "llama", const std::string& model_keys = "") {
     const std::string model =
         type == "llama"
             ? "num_hidden_layers = 1\nhidden_size = 16\nintermediate_size = 32\nnum_attention_heads = 2\n"
@@ -27,7 +27,7 @@ struct SmallRun {
               "cema_ndim = 2\nchunk_size = 8\nnorm_num_groups = 4\n";
     auto toml = Config::from_text(
         "run = \"" + run.string() + "\"\nseed = 5\n[task]\n" + task + "[model]\ntype = \"" + type + "\"\n" +
-            model + "[improve]\nrounds = 2\nproblems = 20\n" + improve +
+            model + model_keys + "[improve]\nrounds = 2\nproblems = 20\n" + improve +
             "[train]\nbatch = 4\ncompute_type = \"float32\"\n[first_round]\nlearning_rate = "
             "1e-2\nwarmup_steps = 2\n"
             "stable_steps = 4\n[round]\nlearning_rate = 1e-2\nstable_steps = 3\ndecay_steps = 2\n"
