@@ -58,7 +58,7 @@ TEST(ModelConfig, TheBaselineThatTeachesItselfHasItsSize) {  // arXiv 2502.01612
 
 TEST(ModelConfig, JsonRoundTrips) {
   const auto config = read(std::string(kSmall) + "swiglu=true\nrope_base=1e5\n");
-  const auto again = from_json(to_json(config), "config.json");
+  const auto again = model::from_json(to_json(config), "config.json");
   EXPECT_EQ(to_json(again), to_json(config));
   EXPECT_EQ(fingerprint(again), fingerprint(config));
 }
@@ -68,7 +68,7 @@ TEST(ModelConfig, ReadsAHuggingFaceLlama) {
       R"({"model_type":"llama","vocab_size":100,"hidden_size":32,"intermediate_size":64,"num_hidden_layers":2,
           "num_attention_heads":4,"rms_norm_eps":1e-6,"hidden_act":"silu","max_position_embeddings":2048})",
       "config.json");
-  const auto c = std::get<LlamaConfig>(from_json(json, "config.json"));
+  const auto c = std::get<LlamaConfig>(model::from_json(json, "config.json"));
   EXPECT_EQ(c.num_key_value_heads, 4);
   EXPECT_EQ(c.head_dim, 8);
 }
@@ -78,12 +78,12 @@ TEST(ModelConfig, RefusesLlamasThatItIsNot) {
       R"({"model_type":"llama","vocab_size":100,"hidden_size":32,"intermediate_size":64,"num_hidden_layers":2,
           "num_attention_heads":4,"rope_parameters":{"rope_theta":5e5,"rope_type":"default"}})",
       "config.json");
-  EXPECT_EQ(std::get<LlamaConfig>(from_json(json, "config.json")).rope_theta, 5e5);
+  EXPECT_EQ(std::get<LlamaConfig>(model::from_json(json, "config.json")).rope_theta, 5e5);
   json["rope_parameters"]["rope_type"] = "llama3";
-  EXPECT_THROW(from_json(json, "config.json"), Error);
+  EXPECT_THROW(model::from_json(json, "config.json"), Error);
   json.erase("rope_parameters");
   json["attention_bias"] = true;
-  EXPECT_THROW(from_json(json, "config.json"), Error);
+  EXPECT_THROW(model::from_json(json, "config.json"), Error);
 }
 
 TEST(ModelConfig, NamesWhatCannotBe) {

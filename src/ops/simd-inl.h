@@ -51,8 +51,11 @@ HWY_INLINE FloatVec load(const Bfloat16* p) {
 HWY_INLINE void store(FloatVec v, float* p) {
   hn::StoreU(v, kFloat, p);
 }
+HWY_INLINE void store(Bfloat16Vec bits, Bfloat16* p) {
+  hn::StoreU(bits, hn::Rebind<std::uint16_t, FloatTag>(), reinterpret_cast<std::uint16_t*>(p));
+}
 HWY_INLINE void store(FloatVec v, Bfloat16* p) {
-  hn::StoreU(narrow(v), hn::Rebind<std::uint16_t, FloatTag>(), reinterpret_cast<std::uint16_t*>(p));
+  store(narrow(v), p);
 }
 
 // The first n < kLanes elements; the other lanes are 0 (load) or untouched in memory (store). Nothing beyond

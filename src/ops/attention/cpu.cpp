@@ -9,6 +9,12 @@
 #define HWY_TARGET_INCLUDE "ops/attention/cpu.cpp"
 #include <hwy/foreach_target.h>
 
+#if HWY_ARCH_X86 && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -32,6 +38,7 @@ namespace HWY_NAMESPACE {
 namespace {
 using cpu::AttentionInputs;
 using cpu::AttentionSizes;
+using cpu::BfloatProducts;
 using cpu::Task;
 using cpu::Workspace;
 
@@ -54,7 +61,12 @@ void pack_transposed(std::int64_t n, std::int64_t d, F&& x, Unit* HWY_RESTRICT t
     const std::int64_t count = std::clamp<std::int64_t>(n - i, 0, kRows);
     const char* from[kRows];
     for (std::int64_t j = 0; j < count; ++j) from[j] = reinterpret_cast<const char*>(x(i + j));
-    for (std::int64_t u = 0; u < all; ++u) {
+    std::int64_t u = 0;
+#if HWY_TARGET == HWY_AVX3
+    for (; count == kRows && u + kTile <= whole; u += kTile)
+      transpose_tile([&](std::int64_t j) HWY_ATTR { return from[j] + u * 4; }, to + u * row + i, row);
+#endif
+    for (; u < all; ++u) {
       const std::size_t bytes = u < whole ? sizeof(Unit) : sizeof(typename U::Element);
       Unit column[kRows] = {};
       for (std::int64_t j = 0; j < count; ++j)
@@ -64,7 +76,7 @@ void pack_transposed(std::int64_t n, std::int64_t d, F&& x, Unit* HWY_RESTRICT t
   }
 }
 
-// n rows of d elements, kElements neighbouring rows to a row of units.
+// n rows of d elements, kElements neighbouring rows to a row of units; zeros to whole tiles.
 template <class U, class F>
 void pack_stacked(std::int64_t n, std::int64_t d, F&& x, Unit* HWY_RESTRICT to, std::int64_t row) {
   for (std::int64_t u = 0; u < units<U>(n); ++u, to += row) {
@@ -78,11 +90,12 @@ void pack_stacked(std::int64_t n, std::int64_t d, F&& x, Unit* HWY_RESTRICT to, 
       std::fill(to + d, to + row, 0);
     }
   }
+  if constexpr (U::kElements == 2) std::fill_n(to, (whole_tiles(units<U>(n)) - units<U>(n)) * row, 0);
 }
 
-// bfloat16 of a in the low, of b in the high halves.
-HWY_INLINE WordVec stack(FloatVec a, FloatVec b) {
-  return hn::Or(hn::PromoteTo(kWord, narrow(a)), hn::ShiftLeft<16>(hn::PromoteTo(kWord, narrow(b))));
+// a in the low, b in the high halves.
+HWY_INLINE WordVec stack(Bfloat16Vec a, Bfloat16Vec b) {
+  return hn::Or(hn::PromoteTo(kWord, a), hn::ShiftLeft<16>(hn::PromoteTo(kWord, b)));
 }
 
 // --- Dropout
@@ -116,6 +129,7 @@ void dropout_row(const AttentionSizes& sizes, std::int64_t head, std::int64_t po
 // The online softmax of one query over a block of n keys: s holds its products with them and takes the
 // weights exp(s scale - m) times the dropout factors (if any), zero from n to `width`. Updates the maximum m
 // and the sum l of the weights without dropout; returns what earlier sums are to be multiplied by.
+template <class U>
 float softmax_row(float* HWY_RESTRICT s, std::int64_t n, std::int64_t width, float scale, const float* factor,
                   float& m, float& l) {
   const auto by = hn::Set(kFloat, scale);
@@ -133,7 +147,7 @@ float softmax_row(float* HWY_RESTRICT s, std::int64_t n, std::int64_t width, flo
   const auto shift = hn::Set(kFloat, top);
   auto sum = hn::Zero(kFloat);
   for_vectors(n, [&](std::int64_t i, auto part) HWY_ATTR {
-    auto weight = within(hn::Exp(kFloat, hn::MulSub(load(s + i), by, shift)), part);
+    auto weight = within(U::exp(hn::MulSub(load(s + i), by, shift)), part);
     sum = hn::Add(sum, weight);
     if (factor != nullptr) weight = hn::Mul(weight, load(factor + i));
     store(weight, s + i);
@@ -151,6 +165,11 @@ void scale_row(const S* x, float by, std::int64_t d, T* y) {
   const auto factor = hn::Set(kFloat, by);
   for_vectors(
       d, [&](std::int64_t i, auto part) HWY_ATTR { store(hn::Mul(load(x + i, part), factor), y + i, part); });
+}
+
+// Columns of scores and weights of n keys: whole tiles of bfloat16 pairs.
+constexpr std::int64_t score_width(std::int64_t n) {
+  return whole_tiles((n + 1) / 2) * 2;
 }
 
 // One block of queries of one head against all keys that they see.
@@ -176,7 +195,7 @@ struct ForwardBlock {
       pack_row(in.q + task.query(sizes, first + i, h) * sizes.dk, sizes.dk, q + i * q_row, q_row);
     const std::int64_t seen = task.visible(first + M - 1), depth = units<U>(sizes.dk);
     for (std::int64_t k0 = 0; k0 < seen; k0 += kKeys) {
-      const std::int64_t n = std::min(kKeys, seen - k0);
+      const std::int64_t n = std::min(kKeys, seen - k0), width = score_width(n);
       const auto visible = [&](std::int64_t i) HWY_ATTR {
         return std::clamp<std::int64_t>(task.visible(first + i) - k0, 0, n);
       };
@@ -186,11 +205,12 @@ struct ForwardBlock {
         float* const row = s + i * s_row;
         const bool drop = sizes.dropout_threshold > 0;
         if (drop) dropout_row(sizes, task.head(sizes, h), task.position + first + i, k0, n, factor);
-        const float fade = softmax_row(row, visible(i), n, sizes.scale, drop ? factor : nullptr, m[i], l[i]);
+        const float fade =
+            softmax_row<U>(row, visible(i), width, sizes.scale, drop ? factor : nullptr, m[i], l[i]);
         if (k0 > 0 && fade != 1) scale_row(o + i * value_row, fade, sizes.dv, o + i * value_row);
         if constexpr (U::kElements == 2) {
           auto* const to = reinterpret_cast<Bfloat16*>(weights + i * s_row);
-          for (std::int64_t j = 0; j < n; j += kLanes) store(load(row + j), to + j);
+          for (std::int64_t j = 0; j < width; j += kLanes) store(U::narrow(load(row + j)), to + j);
         }
       }
       multiply<U>(M, sizes.dv, {weights, s_row, 1}, values + k0 / U::kElements * value_row, value_row, o,
@@ -209,14 +229,14 @@ template <class U>
 void forward(const AttentionSizes& sizes, const AttentionInputs<typename U::Element>& in, const Task& task,
              Workspace& workspace, typename U::Element* o, float* lse) {
   using Block = ForwardBlock<U>;
-  const std::int64_t n = task.keys(), rows = std::min(Block::kQueries, task.queries);
-  const std::int64_t s_row = padded(std::min(Block::kKeys, n)), key_row = padded(n);
+  const std::int64_t n = task.keys(), rows = whole_tiles(std::min(Block::kQueries, task.queries));
+  const std::int64_t s_row = padded(score_width(std::min(Block::kKeys, n))), key_row = padded(n);
   const std::int64_t q_row = padded(units<U>(sizes.dk)), value_row = padded(sizes.dv);
   workspace.reset();
   Block block{sizes,
               task,
               workspace.take<Unit>(units<U>(sizes.dk) * key_row),
-              workspace.take<Unit>(units<U>(n) * value_row),
+              workspace.take<Unit>(whole_tiles(units<U>(n)) * value_row),
               key_row,
               value_row,
               workspace.take<Unit>(rows * q_row),
@@ -280,7 +300,7 @@ void decode(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Tas
     out[0] = -std::numeric_limits<float>::infinity();
     out[1] = 0;
     const std::int64_t n = std::clamp<std::int64_t>(task.visible(r % task.queries) - begin, 0, end - begin);
-    if (n > 0) softmax_row(s + r * s_row, n, s_row, 1, nullptr, out[0], out[1]);
+    if (n > 0) softmax_row<FloatUnits>(s + r * s_row, n, s_row, 1, nullptr, out[0], out[1]);
     if (n == 0) std::fill_n(s + r * s_row, s_row, 0.0f);
     std::fill_n(out + 2, sizes.dv, 0.0f);
   }
@@ -371,7 +391,7 @@ struct BackwardBlock {
     const auto by = hn::Set(kFloat, sizes.scale), shift = hn::Set(kFloat, log_sum);
     const auto mean = hn::Set(kFloat, delta);
     for_vectors(n, [&](std::int64_t j, auto part) HWY_ATTR {
-      const auto weight = hn::Exp(kFloat, hn::MulSub(load(s_i + j), by, shift));
+      const auto weight = U::exp(hn::MulSub(load(s_i + j), by, shift));
       auto kept = weight, slope = load(dp_i + j);
       if (drop != nullptr) {
         const auto factor_j = load(drop + j);
@@ -387,19 +407,25 @@ struct BackwardBlock {
     }
   }
 
-  // The bfloat16 operands of the next products.
-  void pack_weights(std::int64_t M, std::int64_t n) const {
+  // The bfloat16 operands of the next products, zeros to whole tiles.
+  void pack_weights(std::int64_t M, std::int64_t width) const {
+    for (std::int64_t i = units<U>(M); i < whole_tiles(units<U>(M)); ++i) {
+      std::fill_n(weights + i * s_row, width, 0);
+      std::fill_n(stacked_ds + i * s_row, width, 0);
+    }
     for (std::int64_t i = 0; i < M; i += 2) {
       const bool pair = i + 1 < M;
       auto* const rows = reinterpret_cast<Bfloat16*>(ds + i * s_row);
-      for (std::int64_t j = 0; j < n; j += kLanes) {
-        const auto at = [&](const float* x)
-                            HWY_ATTR { return pair ? load(x + (i + 1) * s_row + j) : hn::Zero(kFloat); };
-        const auto slope = load(dp + i * s_row + j), next = at(dp);
-        hn::StoreU(stack(load(s + i * s_row + j), at(s)), kWord, weights + i / 2 * s_row + j);
-        hn::StoreU(stack(slope, next), kWord, stacked_ds + i / 2 * s_row + j);
+      for (std::int64_t j = 0; j < width; j += kLanes) {
+        const auto row = [&](const float* x) HWY_ATTR { return U::narrow(load(x + i * s_row + j)); };
+        const auto next = [&](const float* x) HWY_ATTR {
+          return U::narrow(pair ? load(x + (i + 1) * s_row + j) : hn::Zero(kFloat));
+        };
+        const auto slope = row(dp), slope_below = next(dp);
+        hn::StoreU(stack(row(s), next(s)), kWord, weights + i / 2 * s_row + j);
+        hn::StoreU(stack(slope, slope_below), kWord, stacked_ds + i / 2 * s_row + j);
         store(slope, rows + j);
-        if (pair) store(next, rows + 2 * s_row + j);
+        if (pair) store(slope_below, rows + 2 * s_row + j);
       }
     }
   }
@@ -411,7 +437,7 @@ struct BackwardBlock {
     const std::int64_t seen = task.visible(first + M - 1);
     const float* const log_sums = lse + task.head(sizes, h) * sizes.L + task.t + first;
     for (std::int64_t k0 = 0; k0 < seen; k0 += kKeys) {
-      const std::int64_t n = std::min(kKeys, seen - k0);
+      const std::int64_t n = std::min(kKeys, seen - k0), width = score_width(n);
       const auto visible = [&](std::int64_t i) HWY_ATTR {
         return std::clamp<std::int64_t>(task.visible(first + i) - k0, 0, n);
       };
@@ -423,9 +449,9 @@ struct BackwardBlock {
       const bool drop = sizes.dropout_threshold > 0;
       for (std::int64_t i = 0; i < M; ++i) {
         if (drop) dropout_row(sizes, task.head(sizes, h), task.position + first + i, k0, n, factor);
-        differentiate_row(i, visible(i), n, drop ? factor : nullptr, log_sums[i], delta[i]);
+        differentiate_row(i, visible(i), width, drop ? factor : nullptr, log_sums[i], delta[i]);
       }
-      if constexpr (U::kElements == 2) pack_weights(M, n);
+      if constexpr (U::kElements == 2) pack_weights(M, width);
 
       // A key is seen from query `first_query` of the block on.
       const auto columns = [&](std::int64_t d) HWY_ATTR {
@@ -461,10 +487,10 @@ void backward(const AttentionSizes& sizes, const AttentionInputs<typename U::Ele
               Workspace& workspace, const typename U::Element* o, const float* lse,
               const typename U::Element* upstream, typename U::Element* dq, G* dk, G* dv) {
   using Block = BackwardBlock<U>;
-  const std::int64_t n = task.keys(), M = std::min(Block::kQueries, task.queries);
+  const std::int64_t n = task.keys(), M = whole_tiles(std::min(Block::kQueries, task.queries));
   const std::int64_t depth_k = units<U>(sizes.dk), depth_v = units<U>(sizes.dv);
   const std::int64_t key_row = padded(n), k_row = padded(sizes.dk), v_row = padded(sizes.dv);
-  const std::int64_t s_row = padded(std::min(Block::kKeys, n));
+  const std::int64_t s_row = padded(score_width(std::min(Block::kKeys, n)));
   workspace.reset();
   const auto take = [&](std::int64_t count) { return workspace.take<Unit>(count); };
   const auto take_floats = [&](std::int64_t count) { return workspace.take<float>(count); };
@@ -478,9 +504,9 @@ void backward(const AttentionSizes& sizes, const AttentionInputs<typename U::Ele
               .s_row = s_row,
               .keys = take(depth_k * key_row),
               .values = take(depth_v * key_row),
-              .stacked_keys = take(units<U>(n) * k_row),
-              .dk = take_floats(n * k_row),
-              .dv = take_floats(n * v_row),
+              .stacked_keys = take(whole_tiles(units<U>(n)) * k_row),
+              .dk = take_floats(whole_tiles(n) * k_row),
+              .dv = take_floats(whole_tiles(n) * v_row),
               .q = take(M * k_row),
               .d_o = take(M * v_row),
               .stacked_q = nullptr,
@@ -522,22 +548,31 @@ void backward(const AttentionSizes& sizes, const AttentionInputs<typename U::Ele
   }
 }
 
-// What the elements of type T are multiplied by, `native`: with the processor's bfloat16 products.
-template <class T, bool native>
-using UnitsOf = std::conditional_t<std::is_same_v<T, float>, FloatUnits,
-                                   std::conditional_t<native, NativeBfloat16Units, Bfloat16Units>>;
+// By which products elements of type T are multiplied.
+template <class T, BfloatProducts products>
+using UnitsOf =
+    std::conditional_t<std::is_same_v<T, float>, FloatUnits,
+                       std::conditional_t<products == BfloatProducts::tiles, TileUnits,
+                                          std::conditional_t<products == BfloatProducts::pairs,
+                                                             NativeBfloat16Units, Bfloat16Units>>>;
+template <class U>
+using ScopeOf = std::conditional_t<std::is_same_v<U, TileUnits>, TileScope, int>;
 
-template <class T, bool native>
+template <class T, BfloatProducts products>
 void forward_task(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Task& task,
                   Workspace& workspace, T* o, float* lse) {
-  forward<UnitsOf<T, native>>(sizes, in, task, workspace, o, lse);
+  using U = UnitsOf<T, products>;
+  [[maybe_unused]] const ScopeOf<U> scope{};
+  forward<U>(sizes, in, task, workspace, o, lse);
 }
 
-template <class T, bool native, class G>
+template <class T, BfloatProducts products, class G>
 void backward_task(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Task& task,
                    Workspace& workspace, const T* o, const float* lse, const T* upstream, T* dq, G* dk,
                    G* dv) {
-  backward<UnitsOf<T, native>>(sizes, in, task, workspace, o, lse, upstream, dq, dk, dv);
+  using U = UnitsOf<T, products>;
+  [[maybe_unused]] const ScopeOf<U> scope{};
+  backward<U>(sizes, in, task, workspace, o, lse, upstream, dq, dk, dv);
 }
 
 }  // namespace
@@ -549,13 +584,44 @@ HWY_AFTER_NAMESPACE();
 namespace megalodon::ops::cpu {
 namespace {
 
-// AVX512_BF16, unless MEGALODON_SIMD asks for less than AVX-512.
-bool has_native_bfloat16() {
-#if HWY_ARCH_X86
-  return simd_level() == SimdLevel::avx512 && __builtin_cpu_supports("avx512bf16");
+// Whether the processor has AMX with bfloat16, and Linux lets this process use it (it is to be asked once).
+bool may_use_tiles() {
+#if HWY_ARCH_X86 && defined(__linux__)
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  constexpr long kRequestState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  static const bool may = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 &&
+                          (d & (kBfloat16 | kTiles)) == (kBfloat16 | kTiles) &&
+                          syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
+  return may;
 #else
   return false;
 #endif
+}
+
+// The fastest that there is; nothing beyond MEGALODON_SIMD.
+BfloatProducts bfloat_products(const AttentionSizes& sizes) {
+#if HWY_ARCH_X86
+  constexpr std::int64_t kTileElements = 32;  // tiles hold nothing beyond the ends of queries and values
+  if (simd_level() != SimdLevel::avx512 || !__builtin_cpu_supports("avx512bf16"))
+    return BfloatProducts::widened;
+  const bool fits = sizes.dk % kTileElements == 0 && sizes.dv % kTileElements == 0;
+  return fits && may_use_tiles() ? BfloatProducts::tiles : BfloatProducts::pairs;
+#else
+  return BfloatProducts::widened;
+#endif
+}
+
+// choose(std::integral_constant) for float32, or for the products of bfloat16 that there are.
+template <class T, class F>
+auto with_products(const AttentionSizes& sizes, F&& choose) {
+  using enum BfloatProducts;
+  if constexpr (!std::is_same_v<T, float>) {
+    const auto products = bfloat_products(sizes);
+    if (products == tiles) return choose(std::integral_constant<BfloatProducts, tiles>());
+    if (products == pairs) return choose(std::integral_constant<BfloatProducts, pairs>());
+  }
+  return choose(std::integral_constant<BfloatProducts, widened>());
 }
 
 // Calls f(i, workspace) for i of 0 .. n-1, on all threads, whoever is free next: results must not depend on
@@ -630,8 +696,8 @@ void attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in
     if (is_few && task.g == 0) few.push_back(task);
   }
   longest_first(many);
-  const auto kernel = has_native_bfloat16() ? MEGALODON_DISPATCH(forward_task<T, true>)
-                                            : MEGALODON_DISPATCH(forward_task<T, false>);
+  const auto kernel =
+      with_products<T>(sizes, [](auto products) { return MEGALODON_DISPATCH(forward_task<T, products()>); });
   for_all(static_cast<std::int64_t>(many.size()), [&](std::int64_t i, Workspace& workspace) {
     kernel(sizes, in, many[static_cast<std::size_t>(i)], workspace, o, lse);
   });
@@ -641,8 +707,8 @@ void attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in
 template <class T, class G>
 void attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& in, const T* o,
                         const float* lse, const T* d_o, T* dq, G* dk, G* dv) {
-  const auto kernel = has_native_bfloat16() ? MEGALODON_DISPATCH(backward_task<T, true, G>)
-                                            : MEGALODON_DISPATCH(backward_task<T, false, G>);
+  const auto kernel = with_products<T>(
+      sizes, [](auto products) { return MEGALODON_DISPATCH(backward_task<T, products(), G>); });
   // Chunks that share keys add to them in turn.
   const std::int64_t turns = sizes.chunk > 0 ? sizes.previous_chunks + 1 : 1;
   const auto all = tasks_of(sizes, in.start, sizes.L);
