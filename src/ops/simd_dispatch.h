@@ -23,4 +23,9 @@ enum class SimdLevel { baseline, avx2, avx512 };
 // What this processor runs; MEGALODON_SIMD=baseline|avx2 in the environment lowers it (for tests).
 SimdLevel simd_level();
 
+// How bfloat16 is best multiplied on it: widened to float32, in pairs (AVX512_BF16), by tiles (AMX). The
+// latter two go with avx512; MEGALODON_SIMD=avx512 leaves out tiles.
+enum class Bfloat16Products { widened, pairs, tiles };
+Bfloat16Products bfloat16_products();
+
 }  // namespace megalodon::ops

@@ -9,12 +9,6 @@
 #define HWY_TARGET_INCLUDE "ops/attention/cpu.cpp"
 #include <hwy/foreach_target.h>
 
-#if HWY_ARCH_X86 && defined(__linux__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -38,7 +32,6 @@ namespace HWY_NAMESPACE {
 namespace {
 using cpu::AttentionInputs;
 using cpu::AttentionSizes;
-using cpu::BfloatProducts;
 using cpu::Task;
 using cpu::Workspace;
 
@@ -549,29 +542,26 @@ void backward(const AttentionSizes& sizes, const AttentionInputs<typename U::Ele
 }
 
 // By which products elements of type T are multiplied.
-template <class T, BfloatProducts products>
+template <class T, Bfloat16Products products>
 using UnitsOf =
     std::conditional_t<std::is_same_v<T, float>, FloatUnits,
-                       std::conditional_t<products == BfloatProducts::tiles, TileUnits,
-                                          std::conditional_t<products == BfloatProducts::pairs,
+                       std::conditional_t<products == Bfloat16Products::tiles, TileUnits,
+                                          std::conditional_t<products == Bfloat16Products::pairs,
                                                              NativeBfloat16Units, Bfloat16Units>>>;
-template <class U>
-using ScopeOf = std::conditional_t<std::is_same_v<U, TileUnits>, TileScope, int>;
-
-template <class T, BfloatProducts products>
+template <class T, Bfloat16Products products>
 void forward_task(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Task& task,
                   Workspace& workspace, T* o, float* lse) {
   using U = UnitsOf<T, products>;
-  [[maybe_unused]] const ScopeOf<U> scope{};
+  [[maybe_unused]] const typename U::Scope scope{};
   forward<U>(sizes, in, task, workspace, o, lse);
 }
 
-template <class T, BfloatProducts products, class G>
+template <class T, Bfloat16Products products, class G>
 void backward_task(const AttentionSizes& sizes, const AttentionInputs<T>& in, const Task& task,
                    Workspace& workspace, const T* o, const float* lse, const T* upstream, T* dq, G* dk,
                    G* dv) {
   using U = UnitsOf<T, products>;
-  [[maybe_unused]] const ScopeOf<U> scope{};
+  [[maybe_unused]] const typename U::Scope scope{};
   backward<U>(sizes, in, task, workspace, o, lse, upstream, dq, dk, dv);
 }
 
@@ -584,44 +574,18 @@ HWY_AFTER_NAMESPACE();
 namespace megalodon::ops::cpu {
 namespace {
 
-// Whether the processor has AMX with bfloat16, and Linux lets this process use it (it is to be asked once).
-bool may_use_tiles() {
-#if HWY_ARCH_X86 && defined(__linux__)
-  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
-  constexpr long kRequestState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  static const bool may = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 &&
-                          (d & (kBfloat16 | kTiles)) == (kBfloat16 | kTiles) &&
-                          syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
-  return may;
-#else
-  return false;
-#endif
-}
-
-// The fastest that there is; nothing beyond MEGALODON_SIMD.
-BfloatProducts bfloat_products(const AttentionSizes& sizes) {
-#if HWY_ARCH_X86
-  constexpr std::int64_t kTileElements = 32;  // tiles hold nothing beyond the ends of queries and values
-  if (simd_level() != SimdLevel::avx512 || !__builtin_cpu_supports("avx512bf16"))
-    return BfloatProducts::widened;
-  const bool fits = sizes.dk % kTileElements == 0 && sizes.dv % kTileElements == 0;
-  return fits && may_use_tiles() ? BfloatProducts::tiles : BfloatProducts::pairs;
-#else
-  return BfloatProducts::widened;
-#endif
-}
-
-// choose(std::integral_constant) for float32, or for the products of bfloat16 that there are.
+// choose(std::integral_constant) for the best products of these shapes.
 template <class T, class F>
 auto with_products(const AttentionSizes& sizes, F&& choose) {
-  using enum BfloatProducts;
-  if constexpr (!std::is_same_v<T, float>) {
-    const auto products = bfloat_products(sizes);
-    if (products == tiles) return choose(std::integral_constant<BfloatProducts, tiles>());
-    if (products == pairs) return choose(std::integral_constant<BfloatProducts, pairs>());
+  using enum Bfloat16Products;
+  if constexpr (std::is_same_v<T, Bfloat16>) {
+    // Queries and values are packed to their own ends: these must be tiles' ends.
+    const bool whole = sizes.dk % 32 == 0 && sizes.dv % 32 == 0;
+    const auto products = bfloat16_products();
+    if (products == tiles && whole) return choose(std::integral_constant<Bfloat16Products, tiles>());
+    if (products != widened) return choose(std::integral_constant<Bfloat16Products, pairs>());
   }
-  return choose(std::integral_constant<BfloatProducts, widened>());
+  return choose(std::integral_constant<Bfloat16Products, widened>());
 }
 
 // Calls f(i, workspace) for i of 0 .. n-1, on all threads, whoever is free next: results must not depend on

@@ -27,9 +27,18 @@ namespace HWY_NAMESPACE {
 
 using Unit = std::uint32_t;
 
+// Rows of a tile, and units of its inner dimension. Operands reach to whole tiles in memory: what is beyond
+// their ends is zero along the inner dimension, anything in rows and columns.
+inline constexpr std::int64_t kTile = 16;
+constexpr std::int64_t whole_tiles(std::int64_t n) {
+  return (n + kTile - 1) / kTile * kTile;
+}
+
 // What is multiplied: the element type, how many of it are in a unit, sum + a b over a unit, and how weights
-// come about: exp(x) of x <= 0, and their rounding to elements of 16 bits.
+// come about: exp(x) of x <= 0, and their rounding to elements of 16 bits. A Scope lives while they are in
+// use.
 struct FloatUnits {
+  struct Scope {};
   using Element = float;
   static constexpr std::int64_t kElements = 1;
   static HWY_INLINE FloatVec multiply_add(WordVec a, WordVec b, FloatVec sum) {
@@ -39,6 +48,7 @@ struct FloatUnits {
 };
 
 struct Bfloat16Units {
+  struct Scope {};
   using Element = Bfloat16;
   static constexpr std::int64_t kElements = 2;
   static HWY_INLINE FloatVec multiply_add(WordVec a, WordVec b, FloatVec sum) {
@@ -73,22 +83,44 @@ struct NativeBfloat16Units : Bfloat16Units {
     return y;
   }
 };
-#else
-struct NativeBfloat16Units : Bfloat16Units {};
-#endif
+
+// The tiles of this thread as 16 rows of 64 bytes each; in the end others' setting comes back.
+class TileScope {
+ public:
+  TileScope() {
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    Setting setting{.palette = 1};
+    for (int tile = 0; tile < 8; ++tile) {
+      setting.row_bytes[tile] = 64;
+      setting.rows[tile] = kTile;
+    }
+    asm volatile("ldtilecfg %0" : : "m"(setting));
+  }
+  ~TileScope() { asm volatile("ldtilecfg %0" : : "m"(before_)); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+
+ private:
+  struct alignas(64) Setting {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+  };
+  Setting before_;
+};
 
 // The same by tiles in registers of their own (AMX): see multiply_by_tiles().
-struct TileUnits : NativeBfloat16Units {};
+struct TileUnits : NativeBfloat16Units {
+  using Scope = TileScope;
+};
+#else
+using NativeBfloat16Units = Bfloat16Units;
+using TileUnits = Bfloat16Units;
+#endif
 
 template <class U>
 constexpr std::int64_t units(std::int64_t elements) {
   return (elements + U::kElements - 1) / U::kElements;
-}
-// Rows of a tile, and units of its inner dimension. Operands reach to whole tiles in memory: what is beyond
-// their ends is zero along the inner dimension, anything in rows and columns.
-inline constexpr std::int64_t kTile = 16;
-constexpr std::int64_t whole_tiles(std::int64_t n) {
-  return (n + kTile - 1) / kTile * kTile;
 }
 // Row length in memory of n floats or units: whole vectors of any target, and no multiple of 4 KiB, at which
 // rows would share the sets of a cache.
@@ -149,31 +181,6 @@ struct Extent {
 };
 
 #if HWY_TARGET == HWY_AVX3
-// The tiles of this thread as 16 rows of 64 bytes each, as long as it lives. Others' settings come back then.
-class TileScope {
- public:
-  TileScope() {
-    asm volatile("sttilecfg %0" : "=m"(before_));
-    Setting setting{.palette = 1};
-    for (int tile = 0; tile < 8; ++tile) {
-      setting.row_bytes[tile] = 64;
-      setting.rows[tile] = kTile;
-    }
-    asm volatile("ldtilecfg %0" : : "m"(setting));
-  }
-  ~TileScope() { asm volatile("ldtilecfg %0" : : "m"(before_)); }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
-
- private:
-  struct alignas(64) Setting {
-    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-  };
-  Setting before_;
-};
-
 #define MEGALODON_LOAD_TILE(tile, p, bytes) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(p), "r"(bytes) : "memory")
 #define MEGALODON_STORE_TILE(tile, p, bytes) \
@@ -286,8 +293,6 @@ void multiply_by_tiles(std::int64_t M, Left a, const Unit* b, std::int64_t b_row
     }
   }
 }
-#else
-struct TileScope {};
 #endif
 
 // C [M, columns] = A B, or C += A B. `extent(first, last)` of neighbouring rows of C says what is worth

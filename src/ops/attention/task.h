@@ -9,9 +9,6 @@
 
 namespace megalodon::ops::cpu {
 
-// How pairs of bfloat16 are multiplied: widened to float32, by AVX512_BF16, by AMX.
-enum class BfloatProducts { widened, pairs, tiles };
-
 // Neighbouring queries of one row and one chunk, for the query heads that share a key head. Query i sees the
 // first visible(i) of the task's keys.
 struct Task {
