@@ -15,7 +15,13 @@ set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
 
 # -fPIC everywhere: programs and libraries then share one precompiled header.
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
-add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wnon-virtual-dtor;-Werror>")
+# Errors with clang alone: g++ 12 gives false alarms where strings are added (its bug 105651).
+set(warnings_are_errors "")
+if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+  set(warnings_are_errors ";-Werror")
+endif()
+add_compile_options(
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wnon-virtual-dtor${warnings_are_errors}>")
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   # The torch wheel is built with g++ and the ABI of clang <= 17 (template mangling of constrained functions).
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fclang-abi-compat=17>)

@@ -8,6 +8,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <string_view>
 
 #include "base/error.h"
 #include "ops/device_graph.h"
@@ -16,7 +17,7 @@ namespace megalodon::ops {
 namespace {
 namespace fs = std::filesystem;
 
-const char kPlugin[] = "libmegalodon_cuda.so";
+constexpr std::string_view kPlugin = "libmegalodon_cuda.so";
 
 // The folder of the torch libraries that this process runs on.
 fs::path torch_folder() {
@@ -37,7 +38,7 @@ fs::path plugin_path() {
 // libraries that belong to it, and the plugin then takes those.
 std::string load() {
   const auto plugin = plugin_path();
-  if (plugin.empty()) return std::string(kPlugin) + " is not beside the program";
+  if (plugin.empty()) return std::string(kPlugin).append(" is not beside the program");
   for (const auto& library : {torch_folder() / "libtorch_cuda.so", plugin}) {
     if (dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) return dlerror();
   }

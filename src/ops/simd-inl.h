@@ -141,6 +141,16 @@ HWY_INLINE void for_vectors(std::int64_t n, F&& f) {
   if (i < n) f(i, Some{n - i});
 }
 
+// The vector x(i) with the neighbours of each pair exchanged.
+template <class F>
+HWY_INLINE FloatVec exchanged(F&& x, std::int64_t i) {
+#if HWY_TARGET == HWY_SCALAR  // one lane: what g++ takes for the baseline
+  return x(i ^ 1);
+#else
+  return hn::Shuffle2301(x(i));
+#endif
+}
+
 HWY_INLINE float sum_of_lanes(FloatVec v) {
   return hn::GetLane(hn::SumOfLanes(kFloat, v));
 }

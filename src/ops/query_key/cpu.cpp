@@ -26,9 +26,11 @@ HWY_INLINE float inverse_rms(const T* HWY_RESTRICT z, std::int64_t dz, double ep
   return 1.0f / std::sqrt(sum_of_lanes(squares) / static_cast<float>(dz) + static_cast<float>(eps));
 }
 
-// (a, b) -> (a, b) cos + (b, a) sin for each pair (ops/rope/kernel.h); turned back where sin is negated.
-HWY_INLINE FloatVec rotate(FloatVec x, FloatVec cos, FloatVec sin) {
-  return hn::MulAdd(x, cos, hn::Mul(hn::Shuffle2301(x), sin));
+// (a, b) -> (a, b) cos + (b, a) sin for each pair of x(i) (ops/rope/kernel.h); turned back where sin is
+// negated.
+template <class F>
+HWY_INLINE FloatVec rotate(F&& x, std::int64_t i, FloatVec cos, FloatVec sin) {
+  return hn::MulAdd(x(i), cos, hn::Mul(exchanged(x, i), sin));
 }
 
 // One token.
@@ -41,13 +43,15 @@ void forward(const cpu::QueryKeySizes& sizes, const T* HWY_RESTRICT z, const flo
   for (std::int64_t head = 0; head < Z; head += dz) {
     const auto r = hn::Set(kFloat, inverse_rms(z + head, dz, sizes.eps));
     for_vectors(dz, [&](std::int64_t i, auto part) HWY_ATTR {
-      const auto normal = hn::Mul(hn::Mul(load(z + head + i, part), r), scale);
       const auto cos = load(rotation + i, part), sin = load(rotation + dz + i, part);
-      const auto affine = [&](std::int64_t at) HWY_ATTR {
-        return hn::Add(hn::MulAdd(normal, load(gamma + at, part), normal), load(beta + at, part));
+      const auto affine = [&](std::int64_t at) HWY_ATTR {  // by gamma, beta from `at` on
+        return [&, at](std::int64_t j) HWY_ATTR {
+          const auto normal = hn::Mul(hn::Mul(load(z + head + j, part), r), scale);
+          return hn::Add(hn::MulAdd(normal, load(gamma + at + j, part), normal), load(beta + at + j, part));
+        };
       };
-      store(rotate(affine(head + i), cos, sin), q + head + i, part);
-      store(rotate(affine(Z + head + i), cos, sin), k + head + i, part);
+      store(rotate(affine(head), i, cos, sin), q + head + i, part);
+      store(rotate(affine(Z + head), i, cos, sin), k + head + i, part);
     });
   }
 }
@@ -67,7 +71,8 @@ void backward(const cpu::QueryKeySizes& sizes, const T* HWY_RESTRICT z, const fl
       const auto normal = hn::Mul(load(z + head + i, part), r);
       const auto cos = load(rotation + i, part), back = hn::Neg(load(rotation + dz + i, part));
       const auto half = [&](const T* dy, std::int64_t at) HWY_ATTR {  // u (1 + gamma)/sqrt(dz)
-        const auto u = rotate(load(dy + head + i, part), cos, back), scaled = hn::Mul(u, scale);
+        const auto row = [&](std::int64_t j) HWY_ATTR { return load(dy + head + j, part); };
+        const auto u = rotate(row, i, cos, back), scaled = hn::Mul(u, scale);
         float* const d_gamma = sums + at;
         float* const d_beta = sums + 2 * Z + at;
         store(hn::MulAdd(scaled, normal, load(d_gamma, part)), d_gamma, part);

@@ -24,9 +24,9 @@ void rotate(const T* HWY_RESTRICT x, const float* HWY_RESTRICT rotation, bool in
   const auto sign = hn::Set(kFloat, inverse ? -1.0f : 1.0f);
   for (std::int64_t h = 0; h < H; ++h) {
     for_vectors(d, [&](std::int64_t i, auto part) HWY_ATTR {
-      const auto x_i = load(x + h * d + i, part);
+      const auto row = [&](std::int64_t j) HWY_ATTR { return load(x + h * d + j, part); };
       const auto sin = hn::Mul(sign, load(rotation + d + i, part));
-      store(hn::MulAdd(x_i, load(rotation + i, part), hn::Mul(hn::Shuffle2301(x_i), sin)), y + h * d + i,
+      store(hn::MulAdd(row(i), load(rotation + i, part), hn::Mul(exchanged(row, i), sin)), y + h * d + i,
             part);
     });
   }

@@ -47,7 +47,9 @@ TEST(Swiglu, GradientsComeWithTheValue) {
       EXPECT_TRUE(at::equal(got.y, y));
       EXPECT_TRUE(at::equal(got.da, a.grad()));
       EXPECT_EQ(got.db.defined(), gated);
-      if (gated) EXPECT_TRUE(at::equal(got.db, b.grad()));
+      if (gated) {
+        EXPECT_TRUE(at::equal(got.db, b.grad()));
+      }
     }
   }
 }
