@@ -48,20 +48,21 @@ void pack_row(const T* HWY_RESTRICT x, std::int64_t d, Unit* HWY_RESTRICT to, st
 // n rows of d elements, transposed: unit u of row i at to[u row + i]. x(i) is row i.
 template <class U, class F>
 void pack_transposed(std::int64_t n, std::int64_t d, F&& x, Unit* HWY_RESTRICT to, std::int64_t row) {
-  constexpr std::int64_t kRows = 16;
   const std::int64_t whole = d / U::kElements, all = units<U>(d);
-  for (std::int64_t i = 0; i < row; i += kRows) {
-    const std::int64_t count = std::clamp<std::int64_t>(n - i, 0, kRows);
-    const char* from[kRows];
+  for (std::int64_t i = 0; i < row; i += kTile) {
+    const std::int64_t count = std::clamp<std::int64_t>(n - i, 0, kTile);
+    const char* from[kTile];
     for (std::int64_t j = 0; j < count; ++j) from[j] = reinterpret_cast<const char*>(x(i + j));
     std::int64_t u = 0;
 #if HWY_TARGET == HWY_AVX3
-    for (; count == kRows && u + kTile <= whole; u += kTile)
-      transpose_tile([&](std::int64_t j) HWY_ATTR { return from[j] + u * 4; }, to + u * row + i, row);
+    for (; count == kTile && u + kTile <= whole; u += kTile)
+      transpose_tile([&](std::int64_t j)
+                         HWY_ATTR { return from[j] + static_cast<std::size_t>(u) * sizeof(Unit); },
+                     to + u * row + i, row);
 #endif
     for (; u < all; ++u) {
       const std::size_t bytes = u < whole ? sizeof(Unit) : sizeof(typename U::Element);
-      Unit column[kRows] = {};
+      Unit column[kTile] = {};
       for (std::int64_t j = 0; j < count; ++j)
         std::memcpy(&column[j], from[j] + static_cast<std::size_t>(u) * sizeof(Unit), bytes);
       std::memcpy(to + u * row + i, column, sizeof(column));

@@ -125,8 +125,8 @@ constexpr std::int64_t units(std::int64_t elements) {
 // Row length in memory of n floats or units: whole vectors of any target, and no multiple of 4 KiB, at which
 // rows would share the sets of a cache.
 constexpr std::int64_t padded(std::int64_t n) {
-  const std::int64_t whole = (n + 15) / 16 * 16;
-  return whole % 64 == 0 ? whole + 16 : whole;
+  const std::int64_t whole = whole_tiles(n);
+  return whole % 64 == 0 ? whole + kTile : whole;
 }
 
 // A tile of C in registers: 32 vector registers of AVX-512 hold 6 x 4 sums, 16 of others 6 x 2.
@@ -192,7 +192,8 @@ struct Extent {
 template <int rows, int columns>
 void multiply_tiles(Left a, const Unit* b, std::int64_t b_row, std::int64_t depth, float* c,
                     std::int64_t c_row, bool accumulate) {
-  const std::int64_t a_bytes = a.row * 4, b_bytes = b_row * 4, c_bytes = c_row * 4;
+  constexpr std::int64_t kBytes = sizeof(Unit);  // and of a float
+  const std::int64_t a_bytes = a.row * kBytes, b_bytes = b_row * kBytes, c_bytes = c_row * kBytes;
   float* const below = c + kTile * c_row;
   if (accumulate) {
     MEGALODON_LOAD_TILE(0, c, c_bytes);
