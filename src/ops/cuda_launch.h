@@ -44,6 +44,12 @@ inline int64_t row_tile_blocks(int64_t rows, int64_t row_bytes) {
   return std::clamp<int64_t>((rows + 3) / 4, 1, 132 * (768 / threads));
 }
 
+// The gradients of query heads [..., H, d] that share a key head, summed: [..., Hkv, d].
+inline at::Tensor sum_over_groups(const at::Tensor& x, int64_t Hkv) {
+  if (x.size(-2) == Hkv) return x;
+  return x.unflatten(-2, {Hkv, x.size(-2) / Hkv}).sum(-2, false, at::kFloat).to(x.scalar_type());
+}
+
 // Sums over the blocks of a kernel, [blocks, ...] float32: [...].
 inline at::Tensor sum_of_blocks(const at::Tensor& partial) {
   static const auto column_sum = registered<at::Tensor(const at::Tensor&)>("megalodon::column_sum");

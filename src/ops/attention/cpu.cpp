@@ -649,13 +649,13 @@ void decode_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, const
   });
 }
 
-}  // namespace
+constexpr std::int64_t kLongest = 512;  // queries of a forward task: enough to repay the packing of its keys
 
 template <class T>
-void attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in, T* o, float* lse) {
-  constexpr std::int64_t kLongest = 512;  // queries a task: enough to repay the packing of its keys
+void forward_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, const std::vector<Task>& tasks,
+                 T* o, float* lse) {
   std::vector<Task> many, few;
-  for (const auto& task : tasks_of(sizes, in.start, kLongest)) {
+  for (const auto& task : tasks) {
     const bool is_few = sizes.H / sizes.Hkv * task.queries <= Few::kRows && sizes.dropout_threshold == 0;
     if (!is_few) many.push_back(task);
     if (is_few && task.g == 0) few.push_back(task);
@@ -670,10 +670,26 @@ void attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in
 }
 
 template <class T, class G>
-void attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& in, const T* o,
-                        const float* lse, const T* d_o, T* dq, G* dk, G* dv) {
+void backward_all(const AttentionSizes& sizes, const AttentionInputs<T>& in, std::vector<Task> tasks,
+                  const T* o, const float* lse, const T* d_o, T* dq, G* dk, G* dv) {
   const auto kernel = with_products<T>(
       sizes, [](auto products) { return MEGALODON_DISPATCH(backward_task<T, products(), G>); });
+  longest_first(tasks);
+  for_all(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t i, Workspace& workspace) {
+    kernel(sizes, in, tasks[static_cast<std::size_t>(i)], workspace, o, lse, d_o, dq, dk, dv);
+  });
+}
+
+}  // namespace
+
+template <class T>
+void attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in, T* o, float* lse) {
+  forward_all(sizes, in, tasks_of(sizes, in.start, kLongest), o, lse);
+}
+
+template <class T, class G>
+void attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& in, const T* o,
+                        const float* lse, const T* d_o, T* dq, G* dk, G* dv) {
   // Chunks that share keys add to them in turn.
   const std::int64_t turns = sizes.chunk > 0 ? sizes.previous_chunks + 1 : 1;
   const auto all = tasks_of(sizes, in.start, sizes.L);
@@ -681,17 +697,32 @@ void attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& i
     std::vector<Task> tasks;
     std::copy_if(all.begin(), all.end(), std::back_inserter(tasks),
                  [&](const Task& task) { return turns == 1 || task.position / sizes.chunk % turns == turn; });
-    longest_first(tasks);
-    for_all(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t i, Workspace& workspace) {
-      kernel(sizes, in, tasks[static_cast<std::size_t>(i)], workspace, o, lse, d_o, dq, dk, dv);
-    });
+    backward_all(sizes, in, std::move(tasks), o, lse, d_o, dq, dk, dv);
   }
+}
+
+template <class T>
+void packed_attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in,
+                              const AttentionBorders& borders, T* o, float* lse) {
+  forward_all(sizes, in, tasks_of(sizes, borders, kLongest), o, lse);
+}
+
+template <class T>
+void packed_attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& in,
+                               const AttentionBorders& borders, const T* o, const float* lse, const T* d_o,
+                               T* dq, T* dk, T* dv) {
+  backward_all(sizes, in, tasks_of(sizes, borders, sizes.L), o, lse, d_o, dq, dk, dv);
 }
 
 #define MEGALODON_INSTANTIATE(T)                                                                             \
   template void attention_forward(const AttentionSizes&, const AttentionInputs<T>&, T*, float*);             \
   template void attention_backward(const AttentionSizes&, const AttentionInputs<T>&, const T*, const float*, \
-                                   const T*, T*, T*, T*);
+                                   const T*, T*, T*, T*);                                                    \
+  template void packed_attention_forward(const AttentionSizes&, const AttentionInputs<T>&,                   \
+                                         const AttentionBorders&, T*, float*);                               \
+  template void packed_attention_backward(const AttentionSizes&, const AttentionInputs<T>&,                  \
+                                          const AttentionBorders&, const T*, const float*, const T*, T*, T*, \
+                                          T*);
 MEGALODON_INSTANTIATE(float)
 MEGALODON_INSTANTIATE(Bfloat16)
 #undef MEGALODON_INSTANTIATE

@@ -329,11 +329,7 @@ Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
       }
     }
   }
-  const auto of_keys = [&](const at::Tensor& x) {
-    return x.size(2) == Hkv ? x
-                            : x.unflatten(2, {Hkv, H / Hkv}).sum(3, false, at::kFloat).to(x.scalar_type());
-  };
-  return {dq, of_keys(dk), of_keys(dv)};
+  return {dq, sum_over_groups(dk, Hkv), sum_over_groups(dv, Hkv)};
 }
 
 at::Tensor over_cache(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,

@@ -65,11 +65,13 @@ void wide_backward(const WideSizes& sizes, const Bfloat16* q, const Bfloat16* k,
 bool has_small_kernels(std::int64_t width, std::int64_t length);
 
 // `count` chunks: positions first + i step .. + length - 1 of those of all tensors, [positions, heads, width]
-// at multiples of 16 bytes; lse [positions, H].
+// at multiples of 16 bytes; lse [positions, H]. With borders [count + 1], which are on the device, chunk i is
+// positions borders[i] .. borders[i + 1] - 1, at most `length` of them.
 struct SmallSizes {
   std::int64_t count, length, first, step;
   std::int64_t H, Hkv, width;
   float scale;
+  const std::int32_t* borders = nullptr;
 };
 void small_forward(const SmallSizes& sizes, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
                    Bfloat16* o, float* lse, cudaStream_t stream);

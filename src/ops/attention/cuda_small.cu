@@ -195,8 +195,10 @@ struct Head {
   const SmallSizes& s;
   unsigned H = static_cast<unsigned>(s.H), h = blockIdx.x % H,
            of_key = h / (H / static_cast<unsigned>(s.Hkv));
-  std::int64_t position = s.first + blockIdx.x / H * s.step;
-  int length = static_cast<int>(s.length), strips = (length + kTile - 1) / kTile;
+  unsigned chunk = blockIdx.x / H;
+  std::int64_t position = s.borders ? s.borders[chunk] : s.first + chunk * s.step;
+  int length = s.borders ? s.borders[chunk + 1] - s.borders[chunk] : static_cast<int>(s.length),
+      strips = (length + kTile - 1) / kTile;
 
   // Of x [positions, H, D].
   template <int D, class T>

@@ -33,4 +33,18 @@ template <class T, class G>
 void attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& in, const T* o,
                         const float* lse, const T* d_o, T* dq, G* dk, G* dv);
 
+// Sequences of one row of L positions: i has border[i] .. border[i + 1] - 1 (ops/packed_attention).
+struct AttentionBorders {
+  const std::int32_t* border;
+  std::int64_t sequences;
+};
+// The same within each sequence; B = 1, and neither starts, chunks, cache nor dropout are looked at.
+template <class T>
+void packed_attention_forward(const AttentionSizes& sizes, const AttentionInputs<T>& in,
+                              const AttentionBorders& borders, T* o, float* lse);
+template <class T>
+void packed_attention_backward(const AttentionSizes& sizes, const AttentionInputs<T>& in,
+                               const AttentionBorders& borders, const T* o, const float* lse, const T* d_o,
+                               T* dq, T* dk, T* dv);
+
 }  // namespace megalodon::ops::cpu

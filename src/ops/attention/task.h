@@ -60,6 +60,20 @@ inline std::vector<Task> tasks_of(const AttentionSizes& sizes, const std::int64_
   return tasks;
 }
 
+// The tasks of sequences: a position is that in its own.
+inline std::vector<Task> tasks_of(const AttentionSizes& sizes, const AttentionBorders& borders,
+                                  std::int64_t longest) {
+  std::vector<Task> tasks;
+  for (std::int64_t i = 0; i < borders.sequences; ++i) {
+    const std::int64_t begin = borders.border[i], end = borders.border[i + 1];
+    for (std::int64_t t = begin; t < end; t += longest) {
+      for (std::int64_t g = 0; g < sizes.Hkv; ++g)
+        tasks.push_back({0, g, t, std::min(longest, end - t), t - begin, 0});
+    }
+  }
+  return tasks;
+}
+
 // Uninitialised buffers, 64-byte aligned, that the tasks of a thread use one after the other: the n-th take()
 // after a reset() gives the n-th buffer.
 class Workspace {
