@@ -175,7 +175,7 @@ void bench_train(const Options& o) {
     torch::autograd::backward({model->mean_loss(inputs, targets)}, {});
     for (const auto& parameter : model->parameters()) at::Tensor(parameter.value).mutable_grad().reset();
   };
-  const auto step = [&] { training_step(inputs, targets, 1e-4); };
+  const auto step = [&] { training_step({inputs, targets, {}}, 1e-4); };
   const double work = 3 * forward_operations(*model, o.context) * static_cast<double>(o.batch),
                ceiling = gemm_rate(o);
   const auto report = [&](const std::string& name, double seconds) {

@@ -119,13 +119,13 @@ bool Improvement::run(const std::vector<Listener*>& listeners) {
   }
 }
 
-Batch Improvement::next_batch() {
+std::vector<Example> Improvement::next_examples() {
   std::vector<Example> examples;
   for (auto& mixture : mixtures_) {
     for (int64_t i = 0; i < config_.batch; ++i)
       examples.push_back(mixture.draw(static_cast<uint64_t>(step_ * config_.batch + i)));
   }
-  return make_batch(tokenizer_, examples);
+  return examples;
 }
 
 bool Improvement::train() {
@@ -141,7 +141,7 @@ bool Improvement::train() {
   };
   while (round_step_ < stage.steps() && !interrupted()) {
     const double started = monotonic_seconds(), rate = stage.rate(round_step_);
-    const auto outcome = learner_.step(next_batch(), rate);
+    const auto outcome = learner_.step(tokenizer_, next_examples(), rate);
     ++round_step_;
     ++step_;
     const double seconds = monotonic_seconds() - started;

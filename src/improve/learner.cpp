@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 
 #include "model/model_folder.h"
@@ -23,41 +24,106 @@ std::vector<int32_t> prompt_tokens(const data::Tokenizer& tokenizer, std::string
   return ids;
 }
 
-Batch make_batch(const data::Tokenizer& tokenizer, std::span<const Example> examples) {
-  std::vector<std::vector<int32_t>> rows;
-  std::vector<std::size_t> prompt_lengths;
-  std::size_t longest = 0;
-  for (const auto& example : examples) {
-    auto row = prompt_tokens(tokenizer, example.prompt);
-    prompt_lengths.push_back(row.size());
-    const auto label = tokenizer.encode(example.label);
-    row.insert(row.end(), label.begin(), label.end());
-    if (example.ended) row.push_back(tokenizer.end_of_document());
-    longest = std::max(longest, row.size());
-    rows.push_back(std::move(row));
+namespace {
+
+struct Row {
+  std::vector<int32_t> ids;
+  std::size_t prompt;  // of them, with BOS
+
+  int64_t inputs() const { return static_cast<int64_t>(ids.size()) - 1; }
+  // The positions that there are to learn from, and what follows each of them.
+  void write(int64_t* tokens, int64_t* targets) const {
+    std::copy(ids.begin(), ids.end() - 1, tokens);
+    std::copy(ids.begin() + static_cast<std::ptrdiff_t>(prompt), ids.end(), targets + prompt - 1);
   }
-  const auto N = static_cast<int64_t>(rows.size()), L = static_cast<int64_t>(longest) - 1;
-  Batch batch{at::full({N, L}, int64_t{tokenizer.end_of_document()}, at::kLong),
-              at::full({N, L}, ops::kIgnoredTarget, at::kLong)};
+};
+
+std::vector<Row> rows_of(const data::Tokenizer& tokenizer, std::span<const Example> examples) {
+  std::vector<Row> rows;
+  for (const auto& example : examples) {
+    auto ids = prompt_tokens(tokenizer, example.prompt);
+    const auto prompt = ids.size();
+    const auto label = tokenizer.encode(example.label);
+    ids.insert(ids.end(), label.begin(), label.end());
+    if (example.ended) ids.push_back(tokenizer.end_of_document());
+    rows.push_back({std::move(ids), prompt});
+  }
+  return rows;
+}
+
+int64_t longest_of(const std::vector<Row>& rows) {
+  int64_t longest = 0;
+  for (const auto& row : rows) longest = std::max(longest, row.inputs());
+  return longest;
+}
+
+train::Batch empty_batch(const data::Tokenizer& tokenizer, int64_t N, int64_t L) {
+  return {at::full({N, L}, int64_t{tokenizer.end_of_document()}, at::kLong),
+          at::full({N, L}, ops::kIgnoredTarget, at::kLong),
+          {}};
+}
+
+int64_t rounded_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+constexpr int64_t kLengths = 8;  // of rows on a GPU: few different ones, each of which is recorded once
+
+}  // namespace
+
+train::Batch padded_batch(const data::Tokenizer& tokenizer, std::span<const Example> examples,
+                          int64_t multiple) {
+  const auto rows = rows_of(tokenizer, examples);
+  const auto L = rounded_up(longest_of(rows), multiple);
+  auto batch = empty_batch(tokenizer, static_cast<int64_t>(rows.size()), L);
   auto* tokens = batch.tokens.mutable_data_ptr<int64_t>();
   auto* targets = batch.targets.mutable_data_ptr<int64_t>();
-  for (std::size_t i = 0; i < rows.size(); ++i, tokens += L, targets += L) {
-    const auto& row = rows[i];
-    std::copy(row.begin(), row.end() - 1, tokens);
-    std::copy(row.begin() + static_cast<std::ptrdiff_t>(prompt_lengths[i]), row.end(),
-              targets + prompt_lengths[i] - 1);
+  for (const auto& row : rows) {
+    row.write(tokens, targets);
+    tokens += L;
+    targets += L;
   }
   return batch;
 }
 
-Learner::Outcome Learner::step(const Batch& batch, double rate) {
-  auto tokens = batch.tokens, targets = batch.targets;
-  if (models_.device().is_cuda()) {  // few different shapes: each is recorded once
-    const int64_t missing = (8 - tokens.size(1) % 8) % 8;
-    tokens = at::constant_pad_nd(tokens, {0, missing}, 0);
-    targets = at::constant_pad_nd(targets, {0, missing}, ops::kIgnoredTarget);
+train::Batch packed_batch(const data::Tokenizer& tokenizer, std::span<const Example> examples,
+                          int64_t models) {
+  const auto rows = rows_of(tokenizer, examples);
+  const auto each = rows.size() / static_cast<std::size_t>(models);
+  std::vector<int64_t> totals(static_cast<std::size_t>(models));
+  for (std::size_t i = 0; i < rows.size(); ++i) totals[i / each] += rows[i].inputs();
+  const auto [least, most] = std::ranges::minmax(totals);
+  const auto step =
+      static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(std::max<int64_t>(most / 32, 1))));
+  const int64_t T = rounded_up(most, step), longest = rounded_up(longest_of(rows), kLengths);
+  const int64_t fillers = (rounded_up(std::max<int64_t>(T - least, 1), step) + longest - 1) / longest;
+
+  auto batch = empty_batch(tokenizer, models, T);
+  auto* tokens = batch.tokens.mutable_data_ptr<int64_t>();
+  auto* targets = batch.targets.mutable_data_ptr<int64_t>();
+  std::vector<int32_t> borders{0};
+  int64_t end = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    rows[i].write(tokens + end, targets + end);
+    end += rows[i].inputs();
+    borders.push_back(static_cast<int32_t>(end));
+    if ((i + 1) % each != 0) continue;
+    const auto of_model = static_cast<int64_t>((i + 1) / each) * T;
+    for (int64_t j = 0; j < fillers; ++j) {
+      end = std::min(end + longest, of_model);
+      borders.push_back(static_cast<int32_t>(end));
+    }
   }
-  const auto outcome = training_step_(tokens, targets, rate);
+  batch.sequences = {at::tensor(borders, at::kInt), longest};
+  return batch;
+}
+
+Learner::Outcome Learner::step(const data::Tokenizer& tokenizer, std::span<const Example> examples,
+                               double rate) {
+  const auto batch = models_.packs()
+                         ? packed_batch(tokenizer, examples, models_.stack())
+                         : padded_batch(tokenizer, examples, models_.device().is_cuda() ? kLengths : 1);
+  const auto outcome = training_step_(batch, rate);
   const auto& norms = outcome.gradient_norms;
   return {std::reduce(outcome.losses.begin(), outcome.losses.end()) / static_cast<double>(models_.stack()),
           *std::max_element(norms.begin(), norms.end()), batch.tokens.numel(), outcome.skipped};

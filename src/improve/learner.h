@@ -11,13 +11,14 @@
 
 namespace megalodon::improve {
 
-// Examples as tensors, padded on the right: [BOS] prompt label [EOS], with prompt and padding left out of the
-// loss.
-struct Batch {
-  at::Tensor tokens;   // [N, L] int64
-  at::Tensor targets;  // [N, L] int64, ops::kIgnoredTarget where nothing is to be learnt
-};
-Batch make_batch(const data::Tokenizer& tokenizer, std::span<const Example> examples);
+// Examples as tensors: [BOS] prompt label [EOS], with the prompt left out of the loss. Padded on the right;
+// rounded up to a multiple of `multiple` positions.
+train::Batch padded_batch(const data::Tokenizer& tokenizer, std::span<const Example> examples,
+                          int64_t multiple = 1);
+// The same packed, for `models` of which each has its equal share of the examples, one model after the other.
+// What is left of a row, so that few different shapes come up, is sequences without targets.
+train::Batch packed_batch(const data::Tokenizer& tokenizer, std::span<const Example> examples,
+                          int64_t models = 1);
 
 // The tokens of an unanswered prompt.
 std::vector<int32_t> prompt_tokens(const data::Tokenizer& tokenizer, std::string_view prompt);
@@ -37,7 +38,7 @@ class Learner {
     bool skipped;          // not finite; nothing changed
   };
   // One step on examples of which each model has its equal share, one model after the other.
-  Outcome step(const Batch& batch, double rate);
+  Outcome step(const data::Tokenizer& tokenizer, std::span<const Example> examples, double rate);
 
   // The optimizer's state and the weights of all models, in the files of save_members().
   void save(const data::Tokenizer& tokenizer, const std::filesystem::path& folder) const;

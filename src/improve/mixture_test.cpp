@@ -113,7 +113,7 @@ TEST(Mixture, GoesOnFromWhatWasTaken) {
 TEST(Batch, LearnsTheAnswerAndItsEndAlone) {
   const auto tokenizer = data::make_symbol_tokenizer({"1", "2", "="});  // ids 3, 4, 5
   const std::vector<Example> all{{"12=", "21"}, {"1=", "1", false}};
-  const auto batch = make_batch(*tokenizer, all);
+  const auto batch = padded_batch(*tokenizer, all);
   const int64_t x = ops::kIgnoredTarget;
   EXPECT_TRUE(
       at::equal(batch.tokens, at::tensor({0, 3, 4, 5, 4, 3, 0, 3, 5, 1, 1, 1}, at::kLong).view({2, 6})));
@@ -121,6 +121,32 @@ TEST(Batch, LearnsTheAnswerAndItsEndAlone) {
       batch.targets,
       at::tensor({x, x, x, int64_t{4}, int64_t{3}, int64_t{1}, x, x, int64_t{3}, x, x, x}, at::kLong)
           .view({2, 6})));
+}
+
+TEST(Batch, PacksTheSamePerModel) {
+  const auto tokenizer = data::make_symbol_tokenizer({"1", "2", "="});
+  const std::vector<Example> all{{"12=", "21"}, {"1=", "1", false}, {"2=", "2"}, {"2=", "22"}};
+  const auto padded = padded_batch(*tokenizer, all), packed = packed_batch(*tokenizer, all, 2);
+  ASSERT_TRUE(packed.sequences);
+  const auto& borders = packed.sequences->borders;
+  const int64_t T = packed.tokens.size(1), each = (borders.numel() - 1) / 2;
+  EXPECT_EQ(packed.tokens.size(0), 2);
+  EXPECT_EQ(T, 9);
+  EXPECT_EQ(borders[each].item<int64_t>(), T);
+  EXPECT_EQ(borders[-1].item<int64_t>(), 2 * T);
+  EXPECT_LE(borders.diff().max().item<int64_t>(), packed.sequences->longest);
+  const std::vector<int64_t> lengths{6, 3, 4, 5};
+  int64_t learnt = 0;
+  for (int64_t i = 0; i < 4; ++i) {
+    const int64_t n = lengths[static_cast<std::size_t>(i)];
+    const auto border = borders[i / 2 * each + i % 2].item<int64_t>();
+    const auto same = [&](const at::Tensor& a, const at::Tensor& b) {
+      return at::equal(a[i].narrow(0, 0, n), b.flatten().narrow(0, border, n));
+    };
+    EXPECT_TRUE(same(padded.tokens, packed.tokens) && same(padded.targets, packed.targets)) << i;
+    learnt += padded.targets[i].ne(ops::kIgnoredTarget).sum().item<int64_t>();
+  }
+  EXPECT_EQ(packed.targets.ne(ops::kIgnoredTarget).sum().item<int64_t>(), learnt);
 }
 
 TEST(Stage, RisesStaysAndFalls) {

@@ -32,6 +32,16 @@ at::Tensor LanguageModel::mean_loss(const at::Tensor& tokens, const at::Tensor& 
                                    targets.flatten());
 }
 
+at::Tensor LanguageModel::mean_loss(const at::Tensor& tokens, const at::Tensor& targets,
+                                    const ops::Sequences& sequences) const {
+  return ops::linear_cross_entropy(packed_hidden(tokens, sequences).flatten(0, 1), output_,
+                                   targets.flatten());
+}
+
+at::Tensor LanguageModel::packed_hidden(const at::Tensor&, const ops::Sequences&) const {
+  TORCH_CHECK(false, "packed sequences: a ", model_type(config_), " model reads whole rows");
+}
+
 at::Tensor LanguageModel::next_logits(const at::Tensor& tokens, StreamState& state) const {
   const auto all = hidden(tokens, &state);  // [B, L, D]
   return logits(all.narrow(1, all.size(1) - 1, 1)).squeeze(1);

@@ -7,6 +7,7 @@
 #include "model/config.h"
 #include "model/parameters.h"
 #include "model/stream_state.h"
+#include "ops/packed_attention/packed_attention.h"
 
 namespace megalodon::model {
 
@@ -64,6 +65,13 @@ class LanguageModel {
   at::Tensor mean_loss(const at::Tensor& tokens, const at::Tensor& targets,
                        DropoutKeys* dropout = nullptr) const;
 
+  // Whether it trains on packed sequences.
+  virtual bool packs() const { return false; }
+  // The same of sequences that lie one after the other: tokens, targets [1, T], of a stack [K, T], each model
+  // its row; `sequences` are those of all these tokens, none across two rows.
+  at::Tensor mean_loss(const at::Tensor& tokens, const at::Tensor& targets,
+                       const ops::Sequences& sequences) const;
+
   // Logits [B, V] of the token after the last of each row, going on from the state: as forward() gives them
   // for the last position, without the work for what only other positions' logits need.
   virtual at::Tensor next_logits(const at::Tensor& tokens, StreamState& state) const;
@@ -77,6 +85,9 @@ class LanguageModel {
   virtual at::Tensor from_file(const Parameter&, const at::Tensor& stored) const { return stored; }
 
  protected:
+  // hidden() of packed sequences; where packs() holds.
+  virtual at::Tensor packed_hidden(const at::Tensor& tokens, const ops::Sequences& sequences) const;
+
   // `output`, one of the parameters, makes the logits: [V, D], of a stack [K, V, D].
   void adopt(std::vector<Parameter> parameters, at::Tensor output) {
     parameters_ = std::move(parameters);

@@ -69,6 +69,11 @@ void store(const at::Tensor& ring, const at::Tensor& values, const Place& place)
 
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   ops::AttentionOptions options, double dropout, const Place& place, int64_t layer) {
+  if (place.sequences != nullptr) {
+    return ops::packed_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *place.sequences,
+                                 options.scale)
+        .view({q.size(0), q.size(1), -1});
+  }
   if (place.dropout != nullptr && dropout > 0) {
     options.dropout = dropout;
     options.dropout_key = place.dropout->next();

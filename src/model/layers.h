@@ -6,6 +6,7 @@
 #include "model/language_model.h"
 #include "model/projection.h"
 #include "ops/attention/attention.h"
+#include "ops/packed_attention/packed_attention.h"
 
 // What the blocks of both families share.
 namespace megalodon::model {
@@ -39,6 +40,7 @@ struct Place {
   // The first position of every row, where it is known to be one. Never for a single token on a device: what
   // is launched for it is the same at every position, so that it can be recorded.
   std::optional<int64_t> common_start;
+  const ops::Sequences* sequences = nullptr;  // of the rows, where these are packed
 
   // That of tokens [B, L] that go on from `state`.
   Place(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout, at::ScalarType compute_type);

@@ -105,23 +105,32 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
   adopt(make.take(), output);
 }
 
-at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout,
-                         bool last_only) const {
+at::Tensor Llama::hidden(const at::Tensor& tokens, const Place& place, bool last_only) const {
   const int64_t L = tokens.size(1);
-  const Place place(tokens, state, dropout, compute_type());
-  if (state != nullptr) reserve(*state, state->highest + L);
-  Residual x{drop(embed(embedding_, tokens, at::kFloat), c_.dropout, dropout), {}};
+  if (place.state != nullptr) reserve(*place.state, place.state->highest + L);
+  Residual x{drop(embed(embedding_, tokens, at::kFloat), c_.dropout, place.dropout), {}};
   for (const auto& block : blocks_) x = block(x, place, last_only && block.layer + 1 == c_.num_hidden_layers);
-  if (state != nullptr) state->advance(L);
+  if (place.state != nullptr) place.state->advance(L);
   return norm(x, final_norm_, c_, compute_type()).normal;
 }
 
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
-  return hidden(tokens, state, dropout, false);
+  return hidden(tokens, Place(tokens, state, dropout, compute_type()), false);
 }
 
 at::Tensor Llama::next_logits(const at::Tensor& tokens, StreamState& state) const {
-  return logits(hidden(tokens, &state, nullptr, true)).squeeze(1);
+  return logits(hidden(tokens, Place(tokens, &state, nullptr, compute_type()), true)).squeeze(1);
+}
+
+bool Llama::packs() const {
+  return c_.position_embedding == "none" && c_.dropout == 0 && c_.attention_dropout == 0 &&
+         ops::has_packed_kernel(device(), compute_type(), c_.head_dim, c_.head_dim);
+}
+
+at::Tensor Llama::packed_hidden(const at::Tensor& tokens, const ops::Sequences& sequences) const {
+  Place place(tokens, nullptr, nullptr, compute_type());
+  place.sequences = &sequences;
+  return hidden(tokens, place, false);
 }
 
 StreamState Llama::fresh_state(int64_t batch, int64_t positions) const {

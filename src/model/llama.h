@@ -39,6 +39,8 @@ class Llama : public LanguageModel {
   int64_t stack() const override { return stack_; }
   at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const override;
   at::Tensor next_logits(const at::Tensor& tokens, StreamState& state) const override;
+  // Without positions and dropout, which count by rows, and where attention has kernels for it.
+  bool packs() const override;
   StreamState fresh_state(int64_t batch, int64_t positions) const override;
   void reserve(StreamState& state, int64_t positions) const override;
   at::Tensor to_file(const Parameter& parameter) const override;
@@ -47,8 +49,9 @@ class Llama : public LanguageModel {
  private:
   Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make);
   bool is_rotary(const Parameter& parameter) const;
+  at::Tensor packed_hidden(const at::Tensor& tokens, const ops::Sequences& sequences) const override;
   // With `last_only` those of the last position alone.
-  at::Tensor hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout, bool last_only) const;
+  at::Tensor hidden(const at::Tensor& tokens, const Place& place, bool last_only) const;
 
   const LlamaConfig c_;
   const int64_t stack_;

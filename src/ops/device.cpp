@@ -80,12 +80,13 @@ int64_t peak_device_bytes(at::Device device) {
   return stats.allocated_bytes[static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
 }
 
-std::unique_ptr<DeviceGraph> DeviceGraph::record(at::Device device, const std::function<void()>& f) {
-  using Record = DeviceGraph* (*)(at::Device, const std::function<void()>&);
+std::unique_ptr<DeviceGraph> DeviceGraph::record(at::Device device, const std::function<void()>& f,
+                                                 const DeviceGraph* neighbour) {
+  using Record = DeviceGraph* (*)(at::Device, const std::function<void()>&, const DeviceGraph*);
   static const auto record = reinterpret_cast<Record>(dlsym(RTLD_DEFAULT, "megalodon_record_cuda_graph"));
   TORCH_CHECK(device.is_cuda() && record != nullptr,
               "DeviceGraph: expected a CUDA device and the plugin, got ", device);
-  return std::unique_ptr<DeviceGraph>(record(device, f));
+  return std::unique_ptr<DeviceGraph>(record(device, f, neighbour));
 }
 
 bool has_cuda_kernels() {

@@ -12,8 +12,10 @@ namespace megalodon::ops {
 class DeviceGraph {
  public:
   // Records f on a device; everything that it launches has run once before, in f() itself or otherwise, so
-  // that libraries are set up. Nothing runs. What f throws is passed on.
-  static std::unique_ptr<DeviceGraph> record(at::Device device, const std::function<void()>& f);
+  // that libraries are set up. Nothing runs. What f throws is passed on. `neighbour` is a graph whose memory
+  // this one uses too: neither runs beside the other, and neither leaves anything in that memory.
+  static std::unique_ptr<DeviceGraph> record(at::Device device, const std::function<void()>& f,
+                                             const DeviceGraph* neighbour = nullptr);
   virtual ~DeviceGraph() = default;
   // Launches it on the current stream.
   virtual void replay() = 0;

@@ -84,7 +84,7 @@ StepMetrics Trainer::step() {
   const double rate = config_.schedule.rate(step_);
   model::DropoutKeys dropout(config_.seed, static_cast<uint64_t>(step_));
   const auto outcome =
-      training_step_(tokens.narrow(1, 0, config_.context), tokens.narrow(1, 1, config_.context), rate,
+      training_step_({tokens.narrow(1, 0, config_.context), tokens.narrow(1, 1, config_.context), {}}, rate,
                      config_.batch / config_.micro_batch, &dropout);
   skipped_in_row_ = outcome.skipped ? skipped_in_row_ + 1 : 0;
   ++step_;

@@ -11,7 +11,7 @@ namespace {
 
 // Steps of so many operations or more take a GPU far longer than their launching takes the CPU.
 constexpr double kLargeStep = 2e13;
-constexpr std::size_t kMostShapes = 64;
+constexpr std::size_t kMostShapes = 256;
 
 bool is_small(const model::LanguageModel& model, const at::Tensor& tokens) {
   const int64_t of_one = model.parameter_count() / model.stack();
@@ -36,16 +36,30 @@ TrainingStep::TrainingStep(const model::LanguageModel& model, AdamW& optimizer)
       rate_(at::zeros(
           {}, at::TensorOptions(model.device()).dtype(model.device().is_cpu() ? at::kDouble : at::kFloat))) {}
 
+Batch Batch::to(at::Device device) const {
+  Batch batch{tokens.to(device), targets.to(device), sequences};
+  if (sequences) batch.sequences->borders = sequences->borders.to(device);
+  return batch;
+}
+
+TrainingStep::Shape TrainingStep::shape_of(const Batch& batch) {
+  const auto& sequences = batch.sequences;
+  return {batch.tokens.size(0), batch.tokens.size(1), sequences ? sequences->borders.numel() - 1 : 0,
+          sequences ? sequences->longest : 0};
+}
+
 // Losses and gradient norms, [2, K] float64.
-at::Tensor TrainingStep::run(const at::Tensor& tokens, const at::Tensor& targets, int64_t parts,
-                             model::DropoutKeys* dropout) {
-  TORCH_CHECK(parts == 1 || model_.stack() == 1, "TrainingStep: stacked models take their rows in one part");
-  const int64_t rows = tokens.size(0) / parts;
+at::Tensor TrainingStep::run(const Batch& batch, int64_t parts, model::DropoutKeys* dropout) {
+  TORCH_CHECK(parts == 1 || (model_.stack() == 1 && !batch.sequences),
+              "TrainingStep: stacked models and packed sequences go through in one part");
+  const int64_t rows = batch.tokens.size(0) / parts;
   auto losses = at::zeros({model_.stack()}, rate_.options().dtype(at::kDouble));
   for (int64_t part = 0; part < parts; ++part) {
     const auto of_part = [&](const at::Tensor& x) { return x.narrow(0, part * rows, rows); };
-    const auto loss =
-        model_.mean_loss(of_part(tokens), of_part(targets), dropout) / static_cast<double>(parts);
+    const auto tokens = of_part(batch.tokens), targets = of_part(batch.targets);
+    const auto mean = batch.sequences ? model_.mean_loss(tokens, targets, *batch.sequences)
+                                      : model_.mean_loss(tokens, targets, dropout);
+    const auto loss = mean / static_cast<double>(parts);
     torch::autograd::backward({loss.sum()}, {});
     losses += loss.detach().view(-1);
   }
@@ -55,34 +69,40 @@ at::Tensor TrainingStep::run(const at::Tensor& tokens, const at::Tensor& targets
   return numbers;
 }
 
-at::Tensor TrainingStep::replay(const at::Tensor& tokens, const at::Tensor& targets) {
-  const std::pair shape(tokens.size(0), tokens.size(1));
+at::Tensor TrainingStep::replay(const Batch& batch) {
+  const auto shape = shape_of(batch);
   const auto found = recorded_.find(shape);
   if (found == recorded_.end()) {
     if (recorded_.size() == kMostShapes) recorded_.clear();
-    recorded_[shape] = {tokens.clone(), targets.clone(), run(tokens, targets, 1, nullptr), nullptr};
-    return recorded_[shape].numbers;
+    Batch own{batch.tokens.clone(), batch.targets.clone(), batch.sequences};
+    if (own.sequences) own.sequences->borders = own.sequences->borders.clone();
+    auto& step = recorded_[shape] = {std::move(own), run(batch, 1, nullptr), nullptr};
+    return step.numbers;
   }
   auto& step = found->second;
-  step.tokens.copy_(tokens);
-  step.targets.copy_(targets);
+  step.batch.tokens.copy_(batch.tokens);
+  step.batch.targets.copy_(batch.targets);
+  if (batch.sequences) step.batch.sequences->borders.copy_(batch.sequences->borders);
   if (step.graph == nullptr) {
+    const auto neighbour =
+        std::ranges::find_if(recorded_, [](const auto& other) { return other.second.graph != nullptr; });
     step.graph = ops::DeviceGraph::record(
-        model_.device(), [&] { step.numbers.copy_(run(step.tokens, step.targets, 1, nullptr)); });
+        model_.device(), [&] { step.numbers.copy_(run(step.batch, 1, nullptr)); },
+        neighbour == recorded_.end() ? nullptr : neighbour->second.graph.get());
   }
   step.graph->replay();
   optimizer_.announce_change();
   return step.numbers;
 }
 
-TrainingStep::Outcome TrainingStep::operator()(const at::Tensor& tokens, const at::Tensor& targets,
-                                               double rate, int64_t parts, model::DropoutKeys* dropout) {
+TrainingStep::Outcome TrainingStep::operator()(const Batch& batch, double rate, int64_t parts,
+                                               model::DropoutKeys* dropout) {
   const auto device = model_.device();
   rate_.fill_(rate);
-  const auto tokens_ = tokens.to(device), targets_ = targets.to(device);
-  const bool repeats =
-      device.is_cuda() && parts == 1 && is_small(model_, tokens) && (dropout == nullptr || !drops(model_));
-  const auto numbers = (repeats ? replay(tokens_, targets_) : run(tokens_, targets_, parts, dropout)).cpu();
+  const auto there = batch.to(device);
+  const bool repeats = device.is_cuda() && parts == 1 && is_small(model_, batch.tokens) &&
+                       (dropout == nullptr || !drops(model_));
+  const auto numbers = (repeats ? replay(there) : run(there, parts, dropout)).cpu();
   const auto* const number = numbers.const_data_ptr<double>();
   const int64_t K = model_.stack();
   return {{number, number + K},

@@ -1,9 +1,10 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <map>
 #include <memory>
-#include <utility>
+#include <optional>
 #include <vector>
 
 #include "model/language_model.h"
@@ -11,6 +12,15 @@
 #include "train/optimizer.h"
 
 namespace megalodon::train {
+
+// What a step learns from, as LanguageModel::mean_loss() takes it.
+struct Batch {
+  at::Tensor tokens;                        // [N, L] int64; packed: [K, T], a row for each model
+  at::Tensor targets;                       // the same, ops::kIgnoredTarget where nothing is to be learnt
+  std::optional<ops::Sequences> sequences;  // where they are packed
+
+  Batch to(at::Device device) const;
+};
 
 // One optimizer step: losses, gradients, clipping, update. On a CUDA device the step of a small model that
 // drops nothing, whose launching takes longer than its work, is recorded the second time that it meets a
@@ -24,24 +34,26 @@ class TrainingStep {
     std::vector<double> gradient_norms;  // of each model, before clipping
     bool skipped;                        // one of them is not finite: nothing changed
   };
-  // tokens, targets [N, L] int64 as LanguageModel::mean_loss() takes them; the N rows go through in `parts`
-  // equal parts (one for stacked models), one after the other.
-  Outcome operator()(const at::Tensor& tokens, const at::Tensor& targets, double rate, int64_t parts = 1,
+  // The N rows go through in `parts` equal parts (one for stacked models and packed sequences), one after the
+  // other.
+  Outcome operator()(const Batch& batch, double rate, int64_t parts = 1,
                      model::DropoutKeys* dropout = nullptr);
 
  private:
+  using Shape = std::array<int64_t, 4>;  // N, L; of packed sequences their number and the longest's bound
   struct Recorded {
-    at::Tensor tokens, targets, numbers;
+    Batch batch;
+    at::Tensor numbers;
     std::unique_ptr<ops::DeviceGraph> graph;
   };
-  at::Tensor run(const at::Tensor& tokens, const at::Tensor& targets, int64_t parts,
-                 model::DropoutKeys* dropout);
-  at::Tensor replay(const at::Tensor& tokens, const at::Tensor& targets);
+  static Shape shape_of(const Batch& batch);
+  at::Tensor run(const Batch& batch, int64_t parts, model::DropoutKeys* dropout);
+  at::Tensor replay(const Batch& batch);
 
   const model::LanguageModel& model_;
   AdamW& optimizer_;
   at::Tensor rate_;
-  std::map<std::pair<int64_t, int64_t>, Recorded> recorded_;  // by N, L
+  std::map<Shape, Recorded> recorded_;
 };
 
 }  // namespace megalodon::train

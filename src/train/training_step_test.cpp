@@ -4,16 +4,19 @@
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 
+#include "ops/cross_entropy/cross_entropy.h"
 #include "ops/testing.h"
 
 namespace megalodon::train {
 namespace {
 namespace testing = ops::testing;
 
-std::unique_ptr<model::LanguageModel> stacked_llama() {
+std::unique_ptr<model::LanguageModel> stacked_llama(const std::string& positions = "rope") {
   model::LlamaConfig c;
+  c.position_embedding = positions;
   c.vocab_size = 20;
   c.num_hidden_layers = 2;
   c.hidden_size = 32;
@@ -39,8 +42,8 @@ TEST(TrainingStep, IsTheSameWhenItsShapeComesAgain) {
   for (int t = 0; t < 8; ++t) {
     const int64_t N = t % 3 == 2 ? 6 : 4, L = t % 2 == 0 ? 9 : 12;
     const auto in = tokens(N, L), out = tokens(N, L);
-    const auto got = step(in, out, 1e-2);
-    const auto expected = TrainingStep(*other, other_optimizer)(in, out, 1e-2);
+    const auto got = step({in, out, {}}, 1e-2);
+    const auto expected = TrainingStep(*other, other_optimizer)({in, out, {}}, 1e-2);
     ASSERT_FALSE(got.skipped);
     ASSERT_GT(model->parameters()[0].value._version(), version);  // what was derived from the weights is old
     version = model->parameters()[0].value._version();
@@ -55,6 +58,45 @@ TEST(TrainingStep, IsTheSameWhenItsShapeComesAgain) {
   }
 }
 
+// Rows that end at different places: padded, and packed in a row for each model.
+std::pair<Batch, Batch> both_ways(const std::vector<int64_t>& lengths) {
+  const auto N = static_cast<int64_t>(lengths.size());
+  const auto L = std::ranges::max(lengths), K = int64_t{2};
+  Batch padded{tokens(N, L), tokens(N, L), {}};
+  std::vector<at::Tensor> in, out;
+  std::vector<int32_t> borders{0};
+  for (int64_t i = 0; i < N; ++i) {
+    const int64_t n = lengths[static_cast<std::size_t>(i)];
+    padded.targets[i].narrow(0, n, L - n).fill_(ops::kIgnoredTarget);
+    in.push_back(padded.tokens[i].narrow(0, 0, n));
+    out.push_back(padded.targets[i].narrow(0, 0, n));
+    borders.push_back(borders.back() + static_cast<int32_t>(n));
+  }
+  const Batch packed{at::cat(in).view({K, -1}), at::cat(out).view({K, -1}),
+                     ops::Sequences{at::tensor(borders, at::kInt), L}};
+  return {padded, packed};
+}
+
+TEST(TrainingStep, IsTheSameForPackedSequences) {
+  const auto model = stacked_llama("none"), other = stacked_llama("none");
+  for (const auto& m : {model.get(), other.get()})
+    m->set_compute_type(testing::device().is_cuda() ? at::kBFloat16 : at::kFloat);
+  ASSERT_TRUE(model->packs());
+  AdamW optimizer(model->parameters(), {}, 2), other_optimizer(other->parameters(), {}, 2);
+  TrainingStep step(*model, optimizer), other_step(*other, other_optimizer);
+  const double tolerance = testing::device().is_cuda() ? 2e-2 : 1e-5;
+  for (int t = 0; t < 8; ++t) {
+    const auto [padded, packed] =
+        both_ways(t % 2 == 0 ? std::vector<int64_t>{3, 17, 6, 14} : std::vector<int64_t>{9, 1, 4, 5, 5, 4});
+    const auto got = step(packed, 1e-3), expected = other_step(padded, 1e-3);
+    for (std::size_t k = 0; k < 2; ++k) {
+      EXPECT_NEAR(got.losses[k], expected.losses[k], tolerance) << "step " << t;
+      EXPECT_NEAR(got.gradient_norms[k], expected.gradient_norms[k], 10 * tolerance) << "step " << t;
+    }
+  }
+  EXPECT_FALSE(stacked_llama()->packs());  // rotary positions count by rows
+}
+
 TEST(TrainingStep, ChangesNothingWhereTheLossIsNotFinite) {
   const auto model = stacked_llama();
   AdamW optimizer(model->parameters(), {}, 2);
@@ -66,12 +108,12 @@ TEST(TrainingStep, ChangesNothingWhereTheLossIsNotFinite) {
     const at::NoGradGuard no_grad;
     at::Tensor(first).fill_(std::numeric_limits<float>::infinity());
   }
-  for (int t = 0; t < 3; ++t) EXPECT_TRUE(step(in, out, 1e-2).skipped);
+  for (int t = 0; t < 3; ++t) EXPECT_TRUE(step({in, out, {}}, 1e-2).skipped);
   {
     const at::NoGradGuard no_grad;
     at::Tensor(first).copy_(kept);
   }
-  const auto outcome = step(in, out, 1e-2);
+  const auto outcome = step({in, out, {}}, 1e-2);
   EXPECT_FALSE(outcome.skipped);
   EXPECT_FALSE(at::equal(first.detach(), kept));
 }
