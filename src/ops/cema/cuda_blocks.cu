@@ -305,6 +305,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     memory.arrived.wait(parity);
     __syncthreads();  // the columns have the last tile's outputs
     if (to != nullptr) tile.write(to, s.D);
+    __syncwarp();  // the columns have been read
     tile.to_columns();
     __syncthreads();
     Walk<kBack> coming = now;

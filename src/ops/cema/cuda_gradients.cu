@@ -288,6 +288,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  __syncwarp();  // the tables have been used
   memory.lags[warp][lane] = lags.sum(lane, memory.scratch(warp));
   __syncwarp();
   const std::int64_t row = blockIdx.y * to.apart;
