@@ -5,10 +5,11 @@
 #include <cstdint>
 
 #include "ops/bfloat16.h"
+#include "ops/cuda_barrier.h"
 
-// Hopper's own instructions: copies of tiles by the copy engine (TMA), barriers in shared memory, products of
-// a warpgroup (wgmma). Tiles in shared memory are rows of 64 bfloat16, 128 bytes, in the engine's 128-byte
-// swizzle, and begin at multiples of 1024 bytes.
+// Hopper's own instructions: copies of tiles by the copy engine (TMA), products of a warpgroup (wgmma). Tiles
+// in shared memory are rows of 64 bfloat16, 128 bytes, in the engine's 128-byte swizzle, and begin at
+// multiples of 1024 bytes.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "for GPUs of compute capability 9.0 compile with CMAKE_CUDA_ARCHITECTURES=90a-real"
 #endif
@@ -21,42 +22,6 @@ inline constexpr bool kForHopper = true;
 #else
 inline constexpr bool kForHopper = false;
 #endif
-
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// A barrier in shared memory. Its phases are numbered from 0; a phase ends when `arrivals` have come and the
-// bytes that are expected.
-struct Barrier {
-  std::uint64_t state;
-
-  __device__ void start(int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
-  }
-  __device__ void arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
-  }
-  __device__ void arrive_expecting(int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
-                 "r"(bytes)
-                 : "memory");
-  }
-  // Until the phase is over; of the phase before the first it is.
-  __device__ void wait(int phase) {
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n}\n" ::"r"(shared_address(this)),
-        "r"(phase & 1)
-        : "memory");
-  }
-};
-
-// After the barriers were started, before a __syncthreads.
-__device__ inline void barriers_are_started() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
 
 // A box of the matrix of `map` (matrix_map): rows from `row` on, 64 columns from 64 `block` on.
 __device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int block, Barrier& barrier) {

@@ -3,6 +3,7 @@
 
 #include "ops/attention/cuda.h"
 #include "ops/cuda_device.h"
+#include "ops/cuda_softmax.h"
 
 // Attention over a cache, a query at a time: a block, or of narrow heads a warp, goes through some of the
 // keys that its query sees, with the softmax relative to the largest score so far. Where there are few
@@ -51,7 +52,8 @@ __global__ void attend(CachedSizes s, CachedInputs<T> in, T* o, float* parts) {
   const std::int64_t share = (q.keys + splits - 1) / splits;
   const std::int64_t begin = min(split * share, q.keys), end = min(begin + share, q.keys);
   const std::int64_t column = (std::int64_t{blockIdx.z} * kThreads + threadIdx.x) * V;
-  float sum[V] = {}, largest = -INFINITY, total = 0;
+  float sum[V] = {};
+  BlockSoftmax softmax;
   for (std::int64_t tile = begin; tile < end; tile += kThreads) {
     const int count = static_cast<int>(min(end - tile, std::int64_t{kThreads}));
     for (int i = warp; i < count; i += kThreads / 32) {
@@ -63,14 +65,7 @@ __global__ void attend(CachedSizes s, CachedInputs<T> in, T* o, float* parts) {
       if (lane == 0) weight[i] = score, value[i] = row_of(s, q, position, s.dv, in.v, in.cache_v);
     }
     __syncthreads();
-    const bool mine = static_cast<int>(threadIdx.x) < count;
-    const float score = mine ? weight[threadIdx.x] : -INFINITY,
-                now = fmaxf(largest, block_max<kThreads / 32>(score));
-    float sums[1] = {mine ? __expf(score - now) : 0};
-    if (mine) weight[threadIdx.x] = sums[0];
-    block_sum(sums);
-    const float kept = __expf(largest - now);
-    largest = now, total = total * kept + sums[0];
+    const float kept = softmax.add<kThreads / 32>(weight, count);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum[j] *= kept;
     if (column < s.dv) {
@@ -87,13 +82,13 @@ __global__ void attend(CachedSizes s, CachedInputs<T> in, T* o, float* parts) {
   if (column >= s.dv) return;
   if (splits == 1) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] /= total;
+    for (int j = 0; j < V; ++j) sum[j] /= softmax.total;
     store(sum, o + row * s.dv + column);
     return;
   }
   float* const part = parts + (row * splits + split) * (s.dv + 2);
   for (int j = 0; j < V; ++j) part[column + j] = sum[j];
-  if (column == 0) part[s.dv] = largest, part[s.dv + 1] = total;
+  if (column == 0) part[s.dv] = softmax.largest, part[s.dv + 1] = softmax.total;
 }
 
 constexpr int kNarrowWarps = 4;  // of a block

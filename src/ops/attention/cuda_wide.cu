@@ -44,12 +44,15 @@ struct TileQueue {
     tile[n % 2] = number;
     full[n % 2].arrive();
   }
+  // One lane of a warp waits, reads and arrives: tools that look for races follow each thread by itself.
   __device__ int take(int n) {
-    full[n % 2].wait(n / 2);
-    const int number = tile[n % 2];
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) empty[n % 2].arrive();
-    return number;
+    int number = 0;
+    if (threadIdx.x % 32 == 0) {
+      full[n % 2].wait(n / 2);
+      number = tile[n % 2];
+      empty[n % 2].arrive();
+    }
+    return __shfl_sync(~0u, number, 0);
   }
 };
 
@@ -285,8 +288,7 @@ __device__ void multiply_for_weights(const WeightsWork& work, const char* querie
         }
       }
       again = named_any(3, kMultiplying, fmaxf(largest[0] - origin[0], largest[1] - origin[1]) > kMostAbove);
-      shared.again = again;
-      __syncwarp();
+      if (threadIdx.x == kThreads - kMultiplying) shared.again = again;
       if (threadIdx.x % 32 == 0) shared.pass_over.arrive();
     } while (again);
 #pragma unroll

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/cuda_device.h"
+#include "ops/cuda_softmax.h"
 #include "ops/cuda_step.h"
 #include "ops/rope/cuda_rotation.h"
 
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     attend(AttentionStep<T> a, int column_threads, bool prefetches) {
   extern __shared__ __align__(16) float query[];  // [dz], then the new key
   __shared__ float weight[kTile], of_thread[kThreads * V], part[kThreads * V];
-  __shared__ float softmax[2];  // largest score, sum of exponentials
+  __shared__ float of_block[2];  // largest score, sum of exponentials
   T* const newest = reinterpret_cast<T*>(query + a.dz);
   prepare<T, V>(a, column_threads, prefetches, reinterpret_cast<double*>(query));
   wait_for_previous();
@@ -189,7 +190,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (is_read) team.read(block, block.begin, tile_keys(block.begin), 0, team.lane * V, k);
   query_key(block, query, newest);
 
-  float sum[V] = {}, largest = -INFINITY, total = 0;
+  float sum[V] = {};
+  BlockSoftmax softmax;
   for (std::int64_t tile = block.begin; tile < block.end; tile += kTile) {
     const int count = tile_keys(tile);
     score_keys(block, team, query, newest, tile, count, is_read && tile == block.begin, k, weight);
@@ -201,14 +203,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     };
     if (has_column && row < count) read_values(row);
-    const bool mine = static_cast<int>(threadIdx.x) < count;
-    const float score = mine ? weight[threadIdx.x] : -INFINITY,
-                now = fmaxf(largest, block_max<kWarps>(score));
-    float sums[1] = {mine ? __expf(score - now) : 0};
-    if (mine) weight[threadIdx.x] = sums[0];
-    block_sum(sums);
-    const float kept = __expf(largest - now);
-    largest = now, total = total * kept + sums[0];
+    const float kept = softmax.add<kWarps>(weight, count);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum[j] *= kept;
     for (int begin = row; has_column && begin < count; begin += rows * kAtOnce) {
@@ -232,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int r = 0; r < rows; ++r) all += of_thread[r * width + i];
     part[i] = all;
   }
-  if (threadIdx.x == 0) softmax[0] = largest, softmax[1] = total;
+  if (threadIdx.x == 0) of_block[0] = softmax.largest, of_block[1] = softmax.total;
   if (block.has_newest()) {
     if (blockIdx.y == 0) {
       for (std::int64_t i = threadIdx.x; i < a.dz; i += kThreads) block.key(block.keys - 1)[i] = newest[i];
@@ -246,12 +241,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const unsigned blocks = cluster_size();
   float scale[kSplits];
   float most = -INFINITY, all = 0;
-  for (unsigned i = 0; i < blocks; ++i) most = fmaxf(most, read_of_block(&softmax[0], i));
+  for (unsigned i = 0; i < blocks; ++i) most = fmaxf(most, read_of_block(&of_block[0], i));
 #pragma unroll
   for (unsigned i = 0; i < kSplits; ++i) {
     if (i >= blocks) break;
-    scale[i] = __expf(read_of_block(&softmax[0], i) - most);
-    all += scale[i] * read_of_block(&softmax[1], i);
+    scale[i] = __expf(read_of_block(&of_block[0], i) - most);
+    all += scale[i] * read_of_block(&of_block[1], i);
   }
   const int share = (width + static_cast<int>(blocks) - 1) / static_cast<int>(blocks);
   const int end = min(width, static_cast<int>(blockIdx.z + 1) * share);

@@ -284,11 +284,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   const auto fetch = [&](const Walk<kBack>& at) {
     if (threadIdx.x != 0 || at.sequence >= s.B) return;
-    memory.arrived.expect(sizeof(memory.tile.rows));
+    memory.arrived.arrive_expecting(sizeof(memory.tile.rows));
     tile.fetch(x, first_feature, at.first_step(), at.sequence, memory.arrived);
   };
   Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves};
-  if (threadIdx.x == 0) memory.arrived.start();
+  if (threadIdx.x == 0) {
+    memory.arrived.start(1);
+    barriers_are_started();
+  }
   fetch(now);
   CoefficientMemory& coefficients = memory.coefficients;
   coefficients.read(s, c, first_feature);
@@ -299,12 +302,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Bfloat16* to = nullptr;  // where the warp's steps of the columns go
   Pair end[4];
-  for (int parity = 0; now.sequence < s.B; now.next(), parity ^= 1) {
+  for (int phase = 0; now.sequence < s.B; now.next(), ++phase) {
     const std::int64_t row = now.sequence * s.D + d;
     if (now.tile == 0) read_state<4, 4>(end, lane % 4, N, carry_in, row);
-    memory.arrived.wait(parity);
+    memory.arrived.wait(phase);
     __syncthreads();  // the columns have the last tile's outputs
     if (to != nullptr) tile.write(to, s.D);
+    __syncwarp();  // the columns have been read
     tile.to_columns();
     __syncthreads();
     Walk<kBack> coming = now;

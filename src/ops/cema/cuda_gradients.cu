@@ -220,11 +220,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const std::int64_t first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
   const auto fetch = [&](std::int64_t sequence, std::int64_t tile) {
     if (threadIdx.x != 0 || sequence >= shape.B) return;
-    memory.arrived.expect(sizeof(memory.x.rows) + sizeof(memory.dy.rows));
+    memory.arrived.arrive_expecting(sizeof(memory.x.rows) + sizeof(memory.dy.rows));
     x_tile.fetch(x, first_feature, tile * kCemaTile, sequence, memory.arrived);
     dy_tile.fetch(dy, first_feature, tile * kCemaTile, sequence, memory.arrived);
   };
-  if (threadIdx.x == 0) memory.arrived.start();
+  if (threadIdx.x == 0) {
+    memory.arrived.start(1);
+    barriers_are_started();
+  }
   fetch(blockIdx.y, 0);
   CoefficientMemory& own = memory.coefficients;
   own.read(shape, c, first_feature);
@@ -241,15 +244,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Sums sums[2];
   Lags lags;
-  int parity = 0;
+  int phase = 0;
   for (std::int64_t sequence = blockIdx.y; sequence < shape.B; sequence += gridDim.y) {
     Pair end[2];
     read_state<2, kHalf>(end, lane / 4, N, c.h0, sequence * shape.D + d);
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       Pair after[2];
       read_state<2, kHalf>(after, lane / 4, N, tile_gradient, (sequence * tiles + tile) * shape.D + d);
-      memory.arrived.wait(parity);
-      parity ^= 1;
+      memory.arrived.wait(phase++);
       __syncthreads();  // no warp reads the last tile's columns any more
       x_tile.to_columns();
       dy_tile.to_columns();
@@ -288,6 +290,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  __syncwarp();  // the tables have been used
   memory.lags[warp][lane] = lags.sum(lane, memory.scratch(warp));
   __syncwarp();
   const std::int64_t row = blockIdx.y * to.apart;

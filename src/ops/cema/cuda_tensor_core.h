@@ -5,6 +5,7 @@
 #include "ops/cema/cuda.h"
 #include "ops/cema/cuda_boxes.h"
 #include "ops/cema/cuda_warp.h"
+#include "ops/cuda_barrier.h"
 
 // The pieces of CEMA in blocks (cuda_blocks.cu): complex numbers, coefficients, tiles of steps in shared
 // memory and the scan of the states over the blocks. A thread block has kFeatures features, a warp each.
@@ -110,7 +111,7 @@ struct Tile {
 
   // Starts the copies of steps `step` on of a sequence. By one thread.
   __device__ void fetch(const Boxes& x, std::int64_t feature, std::int64_t step, std::int64_t sequence,
-                        const Barrier& barrier) const {
+                        Barrier& barrier) const {
 #pragma unroll
     for (int i = 0; i < kSteps; i += kBoxSteps)
       copy_box(x, static_cast<int>(feature), static_cast<int>(step) + i, static_cast<int>(sequence),

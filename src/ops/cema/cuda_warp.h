@@ -7,10 +7,6 @@
 // 4 r + c has elements (r, 2 c) and (r, 2 c + 1) as a word.
 namespace megalodon::ops::cuda {
 
-__device__ inline std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
 // Four matrices; lane 8 i + r gives the address of row r, 16 bytes, of matrix i. kTransposed: the matrices in
 // memory are the transposed of those in the lanes.
 template <bool kTransposed>

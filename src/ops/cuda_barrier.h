@@ -1,0 +1,47 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+// Hopper's barriers in shared memory, on which copies by the copy engine (TMA) arrive too.
+namespace megalodon::ops::cuda {
+
+__device__ inline std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// In shared memory. Its phases are numbered from 0; a phase ends when `arrivals` have come and the bytes that
+// are expected.
+struct Barrier {
+  std::uint64_t state;
+
+  __device__ void start(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals)
+                 : "memory");
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  __device__ void arrive_expecting(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(bytes)
+                 : "memory");
+  }
+  // Until the phase is over; of the phase before the first it is.
+  __device__ void wait(int phase) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n}\n" ::"r"(shared_address(this)),
+        "r"(phase & 1)
+        : "memory");
+  }
+};
+
+// After barriers were started, by the thread that did so, which may order copies then; the others use them
+// after a __syncthreads.
+__device__ inline void barriers_are_started() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+}  // namespace megalodon::ops::cuda
