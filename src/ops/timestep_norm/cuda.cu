@@ -1,8 +1,9 @@
 #include "ops/timestep_norm/cuda.h"
 
+#include <cuda_pipeline.h>
 #include <math_constants.h>
 
-#include "ops/cuda_rows.h"
+#include "ops/cuda_device.h"
 
 // Shapes: B batch, L steps, D features, G groups, K = D/G features of a group.
 //
@@ -43,73 +44,78 @@ std::int64_t count_totals(const TimestepNormShape& s) {
 
 // How the groups lie in tiles, and memory for what blocks tell each other, which starts as all ones.
 struct Plan {
-  int K, lanes, groups;  // lanes of a group; groups of a warp, which are those of a tile
-  float scale;           // 1/K
-  int slices, tiles;     // tiles across the groups and along the steps of a sequence
-  unsigned tickets;      // of all tiles
-  unsigned* taken;       // tickets, less one
-  Sums* totals;          // [B, G, tiles + chunks]
+  int K, lane_bits, groups;  // log2 of the lanes of a group; groups of a warp, which are those of a tile
+  float scale;               // 1/K
+  int slices, tiles;         // tiles across the groups and along the steps of a sequence
+  unsigned chains;           // of tiles, along the steps
+  unsigned* taken;           // tickets, less one
+  Sums* totals;              // [B, G, tiles + chunks]
 
   // V features a lane.
   Plan(const TimestepNormShape& s, int V, void* work)
       : K(static_cast<int>(s.D / s.G)),
-        lanes(1),
+        lane_bits(0),
         scale(1 / static_cast<float>(K)),
         taken(static_cast<unsigned*>(work)),
         totals(static_cast<Sums*>(work) + 1) {
-    while (lanes * V < K && lanes < 32) lanes *= 2;
-    groups = 32 / lanes;
+    while (V << lane_bits < K && lane_bits < 5) ++lane_bits;
+    groups = 32 >> lane_bits;
     slices = static_cast<int>(ceil_div(s.G, groups)), tiles = static_cast<int>(count_tiles(s));
-    tickets = static_cast<unsigned>(s.B * slices * tiles);
+    chains = static_cast<unsigned>(s.B * slices);
   }
-  unsigned blocks(int of_processor) const { return grid_size(tickets, of_processor * kProcessors); }
+  __device__ int lanes() const { return 1 << lane_bits; }
+  unsigned blocks(int of_processor) const {
+    return grid_size(std::int64_t{chains} * tiles, of_processor * kProcessors);
+  }
 };
 
-// Tiles have their turns by tickets. Whoever waits for the tiles before its own waits for blocks that run: a
-// block publishes its tile's sums before it waits, and takes its tickets in order.
+// Tiles have their turns by tickets, of thread 0. A block may hold two, but works on the smaller first, and a
+// tile waits only for tiles of smaller tickets: those are with blocks that run.
 __device__ unsigned take_ticket(const Plan& plan) {
   return threadIdx.x == 0 ? atomicAdd(plan.taken, 1) : 0;
 }
-// That of thread 0, for all threads, which meet here.
-__device__ unsigned share_ticket(unsigned ticket) {
-  __shared__ unsigned shared;
-  if (threadIdx.x == 0) shared = ticket;
+// Where a tile is.
+struct Place {
+  int b, first_group, turn;  // the turn among the tiles of the sequence, plan.tiles or more: none is left
+};
+// By its ticket, for all threads, which meet here.
+__device__ Place share_place(const Plan& plan, unsigned ticket) {
+  __shared__ Place place;
+  if (threadIdx.x == 0) {
+    ++ticket;  // the memory began with all ones
+    const unsigned turn = ticket / plan.chains, chain = ticket % plan.chains, b = chain / plan.slices;
+    place = {static_cast<int>(b), static_cast<int>(chain - b * plan.slices) * plan.groups,
+             static_cast<int>(turn)};
+  }
   __syncthreads();
-  return shared + 1;  // the memory began with all ones
+  return place;
 }
 
-// A thread's share of a tile: V columns of the rows, and those 32 V further on where a group is wider. What
-// takes 64 bits is computed where it is wanted, to hold few registers.
+// A thread's share of a tile: V columns of the rows, and those 32 V further on where a group is wider.
 template <int V, bool kKept>
 struct Share {
-  int turn, tile;              // among those of the sequence
-  int b, first_group, groups;  // of the tile
-  int g, first;                // the thread's group of the tile; its first feature of the group
+  int b, first_group, groups, tile, steps;  // of the tile: its groups, its index along the steps, its steps
+  int g, first;                             // the thread's group of the tile; its first feature of the group
 
-  __device__ Share(const TimestepNormShape& s, const Plan& plan, unsigned ticket, bool backward) {
-    const unsigned chains = plan.tickets / plan.tiles, chain = ticket % chains;
-    turn = static_cast<int>(ticket / chains);
-    tile = backward ? plan.tiles - 1 - turn : turn;
-    b = static_cast<int>(chain / plan.slices);
-    first_group = static_cast<int>(chain % plan.slices) * plan.groups;
-    groups = min(static_cast<int>(s.G) - first_group, plan.groups);
-    g = lane() / plan.lanes;
-    first = g < groups ? lane() % plan.lanes * V : plan.K;  // none
-  }
+  __device__ Share(const TimestepNormShape& s, const Plan& plan, Place at, bool backward)
+      : b(at.b),
+        first_group(at.first_group),
+        groups(min(static_cast<int>(s.G) - first_group, plan.groups)),
+        tile(backward ? plan.tiles - 1 - at.turn : at.turn),
+        steps(static_cast<int>(min(s.L - first_step(), std::int64_t{kSteps}))),
+        g(lane() >> plan.lane_bits),
+        first(g < groups ? (lane() & (plan.lanes() - 1)) * V : plan.K) {}  // none
   __device__ static int warp() { return threadIdx.x / 32; }
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int step(int r) { return r * kWarps + warp(); }  // of the tile
+  __device__ bool has_row(int r) const { return step(r) < steps; }
   __device__ std::int64_t first_step() const { return std::int64_t{tile} * kSteps; }
-  __device__ std::int64_t row(const TimestepNormShape& s, int r) const {  // of [B, L]
-    return b * s.L + first_step() + step(r);
-  }
-  __device__ bool has_row(const TimestepNormShape& s, int r) const { return first_step() + step(r) < s.L; }
-  __device__ int rows(const TimestepNormShape& s) const {
-    const std::int64_t left = s.L - first_step() - warp();
-    return static_cast<int>(min((left + kWarps - 1) / kWarps, std::int64_t{kRows}));
-  }
+  __device__ std::int64_t row(const TimestepNormShape& s) const { return b * s.L + first_step() + warp(); }
   __device__ std::int64_t group() const { return first_group + min(g, groups - 1); }
   __device__ std::int64_t column(const Plan& plan) const { return group() * plan.K + first; }
+  __device__ std::int64_t first_element(const TimestepNormShape& s, const Plan& plan) const {
+    return row(s) * s.D + column(plan);
+  }
   __device__ bool is_first() const { return first == 0; }  // lane of a group
   // f(offset of the columns)
   template <class F>
@@ -119,16 +125,76 @@ struct Share {
       if constexpr (kKept) break;
     }
   }
+  // f(step, group of the tile, index in [B, L, G]) for the warp's rows, shared by its lanes.
+  template <class F>
+  __device__ void for_statistics(const TimestepNormShape& s, const Plan& plan, F&& f) const {
+    const int group_bits = 5 - plan.lane_bits;
+#pragma unroll 1
+    for (int i = lane(); i < kRows << group_bits; i += 32) {
+      const int r = i >> group_bits, g = i & (plan.groups - 1);
+      if (g < groups && has_row(r)) f(step(r), g, (row(s) + r * kWarps) * s.G + first_group + g);
+    }
+  }
 };
 
-// The thread's part of a tile of x, in the block's shared memory.
-template <class T, int V, bool kKept>
-constexpr int kTilePacks = kKept ? kRows * kThreads : 0;
-template <class T, int V, bool kKept>
-__device__ Tile<T, V, kRows, kKept> tile_of(const T* x, const TimestepNormShape& s, const Plan& plan,
-                                            const Share<V, kKept>& own, Pack<T, V>* kept) {
-  return {x + own.row(s, 0) * s.D + own.column(plan), kWarps * s.D, own.rows(s), kept};
+template <int V>
+__device__ void unpack_words(const Pack<float, V>& pack, float (&to)[V]) {
+  unpack(pack, to);
 }
+// By words of two: an instruction for each number.
+template <int V>
+__device__ void unpack_words(const Pack<Bfloat16, V>& pack, float (&to)[V]) {
+  if constexpr (V == 1) {
+    unpack(pack, to);
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i += 2) {
+      const unsigned word = reinterpret_cast<const unsigned*>(pack.value)[i / 2];
+      to[i] = __uint_as_float(word << 16), to[i + 1] = __uint_as_float(word & 0xffff0000);
+    }
+  }
+}
+
+// A thread's rows of a tile of x. They come once, into shared memory, where only the thread itself reads
+// them; where a group is too wide they are read from x each time. What is read of rows that are not there
+// means nothing.
+template <class T, int V, bool kKept>
+struct Rows {
+  static constexpr int kPacks = kKept ? kRows * kThreads : 0;  // of a tile
+
+  const T* x;  // the first element
+  std::int64_t pitch;
+  Pack<T, V>* kept;
+
+  __device__ Rows(const T* x, const TimestepNormShape& s, const Plan& plan, const Share<V, kKept>& own,
+                  uint4* shared, int place)
+      : x(x + own.first_element(s, plan)),
+        pitch(kWarps * s.D),
+        kept(reinterpret_cast<Pack<T, V>*>(shared) + place * kPacks + threadIdx.x) {}
+
+  // To be committed and waited for.
+  __device__ void start(const Plan& plan, const Share<V, kKept>& own) const {
+    if (!kKept || own.first >= plan.K) return;
+    const T* from = x;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r, from += pitch) {
+      if (!own.has_row(r)) break;
+      Pack<T, V>* const to = kept + r * kThreads;
+      if constexpr (sizeof(*to) >= 4) {
+        __pipeline_memcpy_async(to, from, sizeof(*to));
+      } else {
+        *to = load_pack<V>(from);
+      }
+    }
+  }
+  __device__ void read(const Share<V, kKept>& own, int r, int offset, float (&to)[V]) const {
+    if constexpr (kKept) {
+      unpack_words(kept[r * kThreads], to);
+    } else {
+      unpack_words(own.has_row(r) ? load_pack<V>(x + r * pitch + offset) : Pack<T, V>{}, to);
+    }
+  }
+};
 
 // Counted steps of sequence b among `begin` .. `end` - 1, for all threads of the block.
 __device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShape& s, std::int64_t b,
@@ -137,9 +203,11 @@ __device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShap
   __shared__ unsigned long long total;
   if (threadIdx.x == 0) total = 0;
   __syncthreads();
-  unsigned long long mine = 0;
+  unsigned mine = 0;
+#pragma unroll 4
   for (std::int64_t t = begin + threadIdx.x; t < end; t += kThreads) mine += mask[b * s.L + t] == 0;
-  atomicAdd(&total, mine);
+  mine = __reduce_add_sync(~0u, mine);
+  if (threadIdx.x % 32 == 0) atomicAdd(&total, static_cast<unsigned long long>(mine));
   __syncthreads();
   return static_cast<std::int64_t>(total);
 }
@@ -151,14 +219,28 @@ struct Counts {
 
   template <int V, bool kKept>
   __device__ Counts(const std::uint8_t* mask, const TimestepNormShape& s, const Share<V, kKept>& own) {
-    const std::int64_t t = own.first_step() + own.lane();
-    bits = __ballot_sync(~0u, t < s.L && (mask == nullptr || mask[own.b * s.L + t] == 0));
+    bits = ~0u >> (kSteps - own.steps);
+    if (mask == nullptr) return;
+    const int t = min(own.lane(), own.steps - 1);
+    bits &= __ballot_sync(~0u, mask[own.b * s.L + own.first_step() + t] == 0);
   }
   __device__ bool has(int t) const { return (bits >> t & 1) != 0; }
   __device__ std::int64_t until(int t) const {  // with t
     return before + __popc(bits & (~0u >> (kSteps - 1 - t)));
   }
 };
+
+// Zeros where steps are padded.
+template <class T, int V, bool kKept>
+__device__ void clear_padding(const TimestepNormShape& s, const Plan& plan, const Share<V, kKept>& own,
+                              const Counts& counts, T* of) {
+  own.for_columns(plan, [&](int offset) {
+    T* to = of + own.first_element(s, plan) + offset;
+    for (int r = 0; r < kRows; ++r, to += kWarps * s.D) {
+      if (own.has_row(r) && !counts.has(own.step(r))) store<V>({}, to);
+    }
+  });
+}
 
 // What is known of each step and group of a tile, in shared memory.
 template <class Step>
@@ -173,7 +255,7 @@ struct alignas(16) ForwardStep {
 };
 // dx = h rstd + slope (x - mean) + constant, h = dy (1 + weight).
 struct alignas(16) BackwardStep {
-  float distance, rstd, slope, constant;  // the last two: gradients of variance and mean until then
+  float distance, rstd, slope, constant;  // the last two: the sums of h (x - mean) and h until then
 };
 template <class Step>
 std::size_t step_bytes(const Plan& plan) {
@@ -202,8 +284,8 @@ __device__ float reciprocal_root(float x) {
 }
 
 // Each becomes its sum over `lanes` neighbouring lanes.
-__device__ void group_sums(float (&x)[kRows], int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+__device__ void group_sums(float (&x)[kRows], unsigned lanes) {
+  for (unsigned offset = lanes / 2; offset > 0; offset /= 2) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) x[i] += __shfl_xor_sync(~0u, x[i], offset);
   }
@@ -270,26 +352,24 @@ template <class T, int V, bool kKept>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     forward(TimestepNormShape s, TimestepNormForward<T> a, Plan plan) {
   extern __shared__ uint4 shared[];
-  auto* const kept = reinterpret_cast<Pack<T, V>*>(shared);  // two tiles
-  const StepArray<ForwardStep> step{reinterpret_cast<ForwardStep*>(kept + 2 * kTilePacks<T, V, kKept>)};
-  const auto tile = [&](const Share<V, kKept>& own, int place) {
-    return tile_of(a.x, s, plan, own, kept + place * kTilePacks<T, V, kKept>);
-  };
-  const auto start = [&](unsigned ticket, int place) {
-    if (ticket < plan.tickets) {
-      const Share<V, kKept> own(s, plan, ticket, false);
-      if (own.first < plan.K) tile(own, place).start(0);
+  using Tile = Rows<T, V, kKept>;  // two of them
+  const StepArray<ForwardStep> step{
+      reinterpret_cast<ForwardStep*>(reinterpret_cast<Pack<T, V>*>(shared) + 2 * Tile::kPacks)};
+  const auto start = [&](Place at, int place) {
+    if (at.turn < plan.tiles) {
+      const Share<V, kKept> own(s, plan, at, false);
+      Tile(a.x, s, plan, own, shared, place).start(plan, own);
     }
     __pipeline_commit();
   };
 
-  unsigned ticket = share_ticket(take_ticket(plan));
-  start(ticket, 0);
+  Place at = share_place(plan, take_ticket(plan));
+  start(at, 0);
   __syncthreads();
-  for (int place = 0; ticket < plan.tickets; place ^= 1) {
-    const unsigned next_ticket = take_ticket(plan);
-    const Share<V, kKept> own(s, plan, ticket, false);
-    const auto x = tile(own, place);
+  for (int place = 0; at.turn < plan.tiles; place ^= 1) {
+    const unsigned next = take_ticket(plan);
+    const Share<V, kKept> own(s, plan, at, false);
+    const Tile x(a.x, s, plan, own, shared, place);
     Counts counts(a.mask, s, own);
     const std::int64_t prior = a.count[own.b];
     counts.before = prior + counted(a.mask, s, own.b, 0, own.first_step());
@@ -302,43 +382,44 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         float v[V];
-        x.read(r, offset, v);
+        x.read(own, r, offset, v);
 #pragma unroll
         for (int j = 0; j < V; ++j) mean[r] += v[j];
       }
     });
-    group_sums(mean, plan.lanes);
+    group_sums(mean, plan.lanes());
 #pragma unroll
     for (int r = 0; r < kRows; ++r) mean[r] *= plan.scale;
     own.for_columns(plan, [&](int offset) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         float v[V];
-        x.read(r, offset, v);
+        x.read(own, r, offset, v);
 #pragma unroll
         for (int j = 0; j < V; ++j) squares[r] += (v[j] - mean[r]) * (v[j] - mean[r]);
       }
     });
-    group_sums(squares, plan.lanes);
+    group_sums(squares, plan.lanes());
+    if (own.is_first()) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int t = own.step(r);
-      if (!own.is_first()) break;
-      step(t, own.g).distance = counts.has(t) ? mean[r] - center : 0;
-      step(t, own.g).rstd = counts.has(t) ? squares[r] * plan.scale : 0;
+      for (int r = 0; r < kRows; ++r) {
+        ForwardStep& to = step(own.step(r), own.g);
+        to.distance = mean[r] - center, to.rstd = squares[r] * plan.scale;
+      }
     }
-    ticket = share_ticket(next_ticket);
-    start(ticket, place ^ 1);
+    at = share_place(plan, next);
+    start(at, place ^ 1);
 
     // The statistics with each step.
     for (int g = own.warp(); g < own.groups; g += kWarps) {
       const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
       const int t = own.lane();
       const double of_step = step(t, g).distance;
-      Sums sums{of_step, step(t, g).rstd + of_step * of_step};
+      Sums sums{0, 0};
+      if (counts.has(t)) sums = {of_step, step(t, g).rstd + of_step * of_step};
       const float mean_0 = a.mean[of_state], var_0 = a.var[of_state], from = prior > 0 ? mean_0 : 0;
       const Sums total = scan(sums);
-      sums = sum_before(s, plan, own.b, group, own.turn, total) + sums;
+      sums = sum_before(s, plan, own.b, group, own.tile, total) + sums;
       if (prior > 0) sums.q += static_cast<double>(prior) * var_0;
       const std::int64_t n = counts.until(t);
       const Divisor by_n(n);
@@ -348,9 +429,9 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
                   rstd = reciprocal_root(static_cast<float>(var) + a.eps);
       step(t, g) = {static_cast<float>(distance), rstd, mean,
                     static_cast<float>(mean - (from + distance)) * rstd};
-      if (own.turn == plan.tiles - 1 && t == kSteps - 1)
+      if (own.tile == plan.tiles - 1 && t == kSteps - 1)
         a.last_mean[of_state] = mean, a.last_var[of_state] = static_cast<float>(var);
-      if (own.turn == 0 && t == 0 && a.step_mean != nullptr)
+      if (own.tile == 0 && t == 0 && a.step_mean != nullptr)
         a.step_mean[own.b * (s.L + 1) * s.G + group] = from;
     }
     __syncthreads();
@@ -360,22 +441,24 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
       load(a.weight + own.column(plan) + offset, weight);
       load(a.bias + own.column(plan) + offset, bias);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (!own.has_row(s, r)) break;
-        const int t = own.step(r);
-        const ForwardStep now = step(t, own.g);
-        float y[V] = {};
-        if (counts.has(t)) {
-          x.read(r, offset, y);
+      for (int j = 0; j < V; ++j) weight[j] += 1;
+      T* to = a.y + own.first_element(s, plan) + offset;
 #pragma unroll
-          for (int j = 0; j < V; ++j)
-            y[j] = fmaf(fmaf(y[j] - now.mean, now.rstd, now.rest), 1 + weight[j], bias[j]);
-        }
-        store(y, a.y + own.row(s, r) * s.D + own.column(plan) + offset);
-        if (a.step_mean == nullptr || !own.is_first() || offset > 0) continue;
-        const std::int64_t to = own.row(s, r) * s.G + own.group();
-        a.step_mean[to + (own.b + 1) * s.G] = now.distance, a.step_rstd[to] = now.rstd;
+      for (int r = 0; r < kRows; ++r, to += x.pitch) {
+        const ForwardStep now = step(own.step(r), own.g);
+        float y[V];
+        x.read(own, r, offset, y);
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+          y[j] = fmaf(fmaf(y[j] - now.mean, now.rstd, now.rest), weight[j], bias[j]);
+        if (counts.has(own.step(r))) store(y, to);
       }
+    });
+    if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.y);
+    if (a.step_mean == nullptr) continue;
+    own.for_statistics(s, plan, [&](int t, int g, std::int64_t to) {
+      const ForwardStep now = step(t, g);
+      a.step_mean[to + (own.b + 1) * s.G] = now.distance, a.step_rstd[to] = now.rstd;
     });
   }
 }
@@ -390,7 +473,7 @@ using SumPack = Pack<float, kSumsOfPack<V>>;
 // What x and dy take in shared memory; those sums have a place there too.
 template <class T, int V, bool kKept>
 constexpr std::size_t kBackwardTiles =
-    kKept ? 4 * kTilePacks<T, V, kKept> * sizeof(Pack<T, V>) : kSumPacks<V> * kThreads * sizeof(SumPack<V>);
+    kKept ? 4 * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) : kSumPacks<V> * kThreads * sizeof(SumPack<V>);
 static_assert(kRows * sizeof(Bfloat16) >= 2 * sizeof(float));
 
 // With u = x - mean and h = dy (1 + weight), the gradients of a step's statistics are
@@ -401,39 +484,33 @@ template <class T, int V, bool kKept>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     backward(TimestepNormShape s, TimestepNormBackward<T> a, Plan plan, float* parameter_sums) {
   extern __shared__ uint4 shared[];
-  auto* const kept = reinterpret_cast<Pack<T, V>*>(shared);  // twice x and dy
+  using Tile = Rows<T, V, kKept>;  // twice x and dy
   auto* const steps =
       reinterpret_cast<BackwardStep*>(shared + kBackwardTiles<T, V, kKept> / sizeof(uint4));  // also twice
   const auto step_array = [&](int place) {
     return StepArray<BackwardStep>{steps + place * StepArray<BackwardStep>::kPitch * plan.groups};
   };
-  const auto tile = [&](const T* of, const Share<V, kKept>& own, int place) {
-    return tile_of(of, s, plan, own, kept + place * kTilePacks<T, V, kKept>);
-  };
-  const auto start = [&](unsigned ticket, int place) {
-    if (ticket < plan.tickets) {
-      const Share<V, kKept> own(s, plan, ticket, true);
-      if (own.first < plan.K) {
-        tile(a.x, own, 2 * place).start(0);
-        tile(a.dy, own, 2 * place + 1).start(0);
-      }
-      for (int r = 0; own.is_first() && own.has_row(s, r); ++r) {
-        BackwardStep& step = step_array(place)(own.step(r), own.g);
-        const std::int64_t from = own.row(s, r) * s.G + own.group();
-        __pipeline_memcpy_async(&step.distance, a.step_mean + from + (own.b + 1) * s.G, 4);
-        __pipeline_memcpy_async(&step.rstd, a.step_rstd + from, 4);
-      }
+  const auto start = [&](Place at, int place) {
+    if (at.turn < plan.tiles) {
+      const Share<V, kKept> own(s, plan, at, true);
+      Tile(a.x, s, plan, own, shared, 2 * place).start(plan, own);
+      Tile(a.dy, s, plan, own, shared, 2 * place + 1).start(plan, own);
+      const auto step = step_array(place);
+      own.for_statistics(s, plan, [&](int t, int g, std::int64_t from) {
+        __pipeline_memcpy_async(&step(t, g).distance, a.step_mean + from + (own.b + 1) * s.G, 4);
+        __pipeline_memcpy_async(&step(t, g).rstd, a.step_rstd + from, 4);
+      });
     }
     __pipeline_commit();
   };
 
-  unsigned ticket = share_ticket(take_ticket(plan));
-  start(ticket, 0);
+  Place at = share_place(plan, take_ticket(plan));
+  start(at, 0);
   __syncthreads();
-  for (int place = 0; ticket < plan.tickets; place ^= 1) {
-    const unsigned next_ticket = take_ticket(plan);
-    const Share<V, kKept> own(s, plan, ticket, true);
-    const auto x = tile(a.x, own, 2 * place), dy = tile(a.dy, own, 2 * place + 1);
+  for (int place = 0; at.turn < plan.tiles; place ^= 1) {
+    const unsigned next = take_ticket(plan);
+    const Share<V, kKept> own(s, plan, at, true);
+    const Tile x(a.x, s, plan, own, shared, 2 * place), dy(a.dy, s, plan, own, shared, 2 * place + 1);
     const auto step = step_array(place);
     Counts counts(a.mask, s, own);
     const std::int64_t last_count = a.last_count[own.b];
@@ -452,8 +529,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       for (int r = 0; r < kRows; ++r) {
         const float mean = center + step(own.step(r), own.g).distance;
         float v[V], d[V];
-        x.read(r, offset, v);
-        dy.read(r, offset, d);
+        x.read(own, r, offset, v);
+        dy.read(own, r, offset, d);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const float h = fmaf(d[j], weight[j], d[j]);
@@ -461,33 +538,35 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
         }
       }
     });
-    group_sums(sum_h, plan.lanes);
-    group_sums(sum_hu, plan.lanes);
+    group_sums(sum_h, plan.lanes());
+    group_sums(sum_hu, plan.lanes());
+    if (own.is_first()) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int t = own.step(r);
-      if (!own.is_first()) break;
-      const float rstd = step(t, own.g).rstd;
-      step(t, own.g).slope = counts.has(t) ? -0.5f * rstd * rstd * rstd * sum_hu[r] : 0;
-      step(t, own.g).constant = counts.has(t) ? -rstd * sum_h[r] : 0;
+      for (int r = 0; r < kRows; ++r) {
+        BackwardStep& to = step(own.step(r), own.g);
+        to.slope = sum_hu[r], to.constant = sum_h[r];
+      }
     }
-    ticket = share_ticket(next_ticket);
-    start(ticket, place ^ 1);
+    at = share_place(plan, next);
+    start(at, place ^ 1);
 
     for (int g = own.warp(); g < own.groups; g += kWarps) {
       const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
       const int t = kSteps - 1 - own.lane();
       const bool counts_here = counts.has(t);
-      const double distance = step(t, g).distance, d_var = step(t, g).slope, d_mean = step(t, g).constant;
+      const BackwardStep now = step(t, g);
+      const double distance = now.distance;
       const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
                    last_mean = a.step_mean[((own.b + 1) * (s.L + 1) - 1) * s.G + group];
       Sums sums{0, 0};
       if (counts_here) {
+        const float d_mean = -now.rstd * now.constant,
+                    d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
         const Divisor by_n(counts.until(t));
         sums = {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
       }
       const Sums total = scan(sums);
-      sums = sum_before(s, plan, own.b, group, own.turn, total) + sums;
+      sums = sum_before(s, plan, own.b, group, plan.tiles - 1 - own.tile, total) + sums;
       if (last_count > 0) {
         const Divisor by_n(last_count);
         sums = Sums{by_n(d_last_mean - 2 * last_mean * d_last_var), by_n(d_last_var)} + sums;
@@ -502,33 +581,35 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     }
     __syncthreads();
 
+    if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
     for (int offset = 0; offset < plan.K; offset += 32 * V) {
       float of_columns[2][V] = {};  // gradients of weight and bias
       if (own.first + offset < plan.K) {
         if (!kKept) load(a.weight + own.column(plan) + offset, weight);
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          if (!own.has_row(s, r)) break;
-          const int t = own.step(r);
-          const BackwardStep now = step(t, own.g);
-          const float mean = center + now.distance;
-          float v[V] = {}, d[V];
-          if (counts.has(t)) {
-            x.read(r, offset, v);
-            dy.read(r, offset, d);
+        for (int j = 0; j < V; ++j) weight[j] += 1;
+        T* to = a.dx + own.first_element(s, plan) + offset;
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-              const float u = v[j] - mean, scaled = d[j] * now.rstd;
-              of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
-              v[j] = fmaf(scaled, 1 + weight[j], fmaf(now.slope, u, now.constant));
-            }
+        for (int r = 0; r < kRows; ++r, to += x.pitch) {
+          const BackwardStep now = step(own.step(r), own.g);
+          const float mean = center + now.distance;
+          if (!counts.has(own.step(r))) continue;
+          float v[V], d[V];
+          x.read(own, r, offset, v);
+          dy.read(own, r, offset, d);
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            const float u = v[j] - mean, scaled = d[j] * now.rstd;
+            of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
+            v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
           }
-          store(v, a.dx + own.row(s, r) * s.D + own.column(plan) + offset);
+          store(v, to);
         }
       }
       __syncthreads();
       constexpr int P = kSumsOfPack<V>;
-      auto* const partial = reinterpret_cast<SumPack<V>*>(kept + 2 * place * kTilePacks<T, V, kKept>);
+      auto* const partial =
+          reinterpret_cast<SumPack<V>*>(reinterpret_cast<Pack<T, V>*>(shared) + 2 * place * Tile::kPacks);
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
 #pragma unroll
@@ -537,8 +618,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       }
       __syncthreads();
       for (int i = threadIdx.x; i < kSumPacks<V> * 32; i += kThreads) {
-        const int pack = i / 32, lane = i % 32, g = lane / plan.lanes, k = pack * P / V;
-        const int column = lane % plan.lanes * V + offset + pack * P % V;
+        const int pack = i / 32, lane = i % 32, g = lane >> plan.lane_bits, k = pack * P / V;
+        const int column = (lane & (plan.lanes() - 1)) * V + offset + pack * P % V;
         if (g >= own.groups || column >= plan.K) continue;
         float sums[P] = {};
 #pragma unroll
@@ -586,7 +667,7 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
       s, work, stream,
       [&]<int V, bool kKept>(const Plan& plan) {
         const std::size_t shared =
-            2 * kTilePacks<T, V, kKept> * sizeof(Pack<T, V>) + step_bytes<ForwardStep>(plan);
+            2 * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) + step_bytes<ForwardStep>(plan);
         allow_shared_memory(forward<T, V, kKept>, shared);
         forward<T, V, kKept><<<plan.blocks(kForwardBlocks), kThreads, shared, stream>>>(s, a, plan);
       },
