@@ -331,7 +331,7 @@ __device__ Sums sum_before(const TimestepNormShape& s, const Plan& plan, std::in
   const int first = max(chunk - 1, 0) * kChunk + lane, second = first + kChunk;
   const Sums* from[2] = {first < turn ? of_tile + first : nullptr,
                          second < turn ? of_tile + second : nullptr};
-  // `turn` is never the lane's 32nd tile of its chunk before it: the last lane is free for what is before.
+  // A chunk's last tile is never before another of its chunk: its lane takes what was before both chunks.
   if (chunk > 1 && lane == 31) from[1] = until_chunk + chunk - 2;
   Sums sums[2] = {};
   do {
