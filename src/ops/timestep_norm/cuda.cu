@@ -1,8 +1,9 @@
 #include "ops/timestep_norm/cuda.h"
 
+#include <cuda_pipeline.h>
 #include <math_constants.h>
 
-#include "ops/cuda_rows.h"
+#include "ops/cuda_device.h"
 
 // Shapes: B batch, L steps, D features, G groups, K = D/G features of a group.
 //
@@ -12,18 +13,21 @@
 // is the mean before the first step, 0 where nothing was counted: with much counted, means hardly differ from
 // it.
 //
-// One kernel each way, a block a tile: kSteps steps of as many groups as a warp reads at once. It reads its
-// tile once, sums over the features, waits for the sums of the tiles before it, and writes the result.
+// One kernel each way. A tile is kSteps steps of as many groups as a warp reads at once. A block reads it
+// once, sums over the features, waits for the sums of the tiles before it, and writes the result. All blocks
+// wait for the slowest, and would then all read, then all compute, then all write: so each has its next tile
+// on the way while it waits and writes.
 namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kSteps = kTimestepNormTile, kThreads = 256, kWarps = kThreads / 32;
-constexpr int kRows = kSteps / kWarps;  // of a thread: steps `warp`, `warp` + kWarps, ...
-constexpr int kBatch = 4;               // rows that are summed side by side
-constexpr int kChunk = 32;              // tiles
-static_assert(kSteps == 64 && kRows % kBatch == 0);
+constexpr int kRows = kSteps / kWarps;        // of a thread: steps `warp`, `warp` + kWarps, ...
+constexpr int kChunk = 32;                    // tiles
+static_assert(kSteps == 32 && kChunk == 32);  // a lane each
+// Blocks of a multiprocessor, by their registers and, backward, shared memory; multiprocessors.
+constexpr int kForwardBlocks = 4, kBackwardBlocks = 3, kProcessors = 132;
 
-struct Sums {
+struct alignas(16) Sums {
   double s, q;
 };
 __device__ Sums operator+(Sums a, Sums b) {
@@ -35,45 +39,160 @@ std::int64_t count_tiles(const TimestepNormShape& s) {
 }
 std::int64_t count_totals(const TimestepNormShape& s) {
   const std::int64_t tiles = count_tiles(s);
-  return s.B * (tiles + ceil_div(tiles, kChunk)) * s.G;
+  return s.B * s.G * (tiles + ceil_div(tiles, kChunk));
 }
 
-// How the groups lie in blocks, and memory for what blocks tell each other, which starts as all ones.
+// How the groups lie in tiles, and memory for what blocks tell each other, which starts as all ones.
 struct Plan {
-  int K, lanes, groups;  // lanes of a group; groups of a warp, which are those of a block
-  float scale;           // 1/K
-  int slices, tiles;     // blocks across the groups and along the steps of a sequence
-  unsigned* ticket;      // the last that was taken
-  Sums* totals;          // [B, tiles + chunks, G]
+  int K, lane_bits, groups;  // log2 of the lanes of a group; groups of a warp, which are those of a tile
+  float scale;               // 1/K
+  int slices, tiles;         // tiles across the groups and along the steps of a sequence
+  unsigned chains;           // of tiles, along the steps
+  unsigned* taken;           // tickets, less one
+  Sums* totals;              // [B, G, tiles + chunks]
 
   // V features a lane.
   Plan(const TimestepNormShape& s, int V, void* work)
       : K(static_cast<int>(s.D / s.G)),
-        lanes(1),
+        lane_bits(0),
         scale(1 / static_cast<float>(K)),
-        ticket(static_cast<unsigned*>(work)),
+        taken(static_cast<unsigned*>(work)),
         totals(static_cast<Sums*>(work) + 1) {
-    while (lanes * V < K && lanes < 32) lanes *= 2;
-    groups = 32 / lanes;
+    while (V << lane_bits < K && lane_bits < 5) ++lane_bits;
+    groups = 32 >> lane_bits;
     slices = static_cast<int>(ceil_div(s.G, groups)), tiles = static_cast<int>(count_tiles(s));
+    chains = static_cast<unsigned>(s.B * slices);
   }
-  unsigned blocks(const TimestepNormShape& s) const { return grid_size(s.B * slices * tiles); }
+  __device__ int lanes() const { return 1 << lane_bits; }
+  unsigned blocks(int of_processor) const {
+    return grid_size(std::int64_t{chains} * tiles, of_processor * kProcessors);
+  }
 };
 
-// Where a block stands. Blocks take their turns by tickets, not by their index: those before it have begun.
+// Tiles have their turns by tickets, of thread 0. A block may hold two, but works on the smaller first, and a
+// tile waits only for tiles of smaller tickets: those are with blocks that run.
+__device__ unsigned take_ticket(const Plan& plan) {
+  return threadIdx.x == 0 ? atomicAdd(plan.taken, 1) : 0;
+}
+// Where a tile is.
 struct Place {
-  std::int64_t b, first_group;
-  int turn, groups;  // the turn among the tiles of a sequence
+  int b, first_group, turn;  // the turn among the tiles of the sequence, plan.tiles or more: none is left
+};
+// By its ticket, for all threads, which meet here.
+__device__ Place share_place(const Plan& plan, unsigned ticket) {
+  __shared__ Place place;
+  if (threadIdx.x == 0) {
+    ++ticket;  // the memory began with all ones
+    const unsigned turn = ticket / plan.chains, chain = ticket % plan.chains, b = chain / plan.slices;
+    place = {static_cast<int>(b), static_cast<int>(chain - b * plan.slices) * plan.groups,
+             static_cast<int>(turn)};
+  }
+  __syncthreads();
+  return place;
+}
 
-  __device__ Place(const TimestepNormShape& s, const Plan& plan) {
-    __shared__ unsigned ticket;
-    if (threadIdx.x == 0) ticket = atomicAdd(plan.ticket, 1) + 1;
-    __syncthreads();
-    const unsigned chains = static_cast<unsigned>(s.B) * plan.slices, chain = ticket % chains;
-    turn = static_cast<int>(ticket / chains);
-    b = chain / plan.slices;
-    first_group = std::int64_t{chain % plan.slices} * plan.groups;
-    groups = static_cast<int>(min(s.G - first_group, std::int64_t{plan.groups}));
+// A thread's share of a tile: V columns of the rows, and those 32 V further on where a group is wider.
+template <int V, bool kKept>
+struct Share {
+  int b, first_group, groups, tile, steps;  // of the tile: its groups, its index along the steps, its steps
+  int g, first;                             // the thread's group of the tile; its first feature of the group
+
+  __device__ Share(const TimestepNormShape& s, const Plan& plan, Place at, bool backward)
+      : b(at.b),
+        first_group(at.first_group),
+        groups(min(static_cast<int>(s.G) - first_group, plan.groups)),
+        tile(backward ? plan.tiles - 1 - at.turn : at.turn),
+        steps(static_cast<int>(min(s.L - first_step(), std::int64_t{kSteps}))),
+        g(lane() >> plan.lane_bits),
+        first(g < groups ? (lane() & (plan.lanes() - 1)) * V : plan.K) {}  // none
+  __device__ static int warp() { return threadIdx.x / 32; }
+  __device__ static int lane() { return threadIdx.x % 32; }
+  __device__ static int step(int r) { return r * kWarps + warp(); }  // of the tile
+  __device__ bool has_row(int r) const { return step(r) < steps; }
+  __device__ std::int64_t first_step() const { return std::int64_t{tile} * kSteps; }
+  __device__ std::int64_t row(const TimestepNormShape& s) const { return b * s.L + first_step() + warp(); }
+  __device__ std::int64_t group() const { return first_group + min(g, groups - 1); }
+  __device__ std::int64_t column(const Plan& plan) const { return group() * plan.K + first; }
+  __device__ std::int64_t first_element(const TimestepNormShape& s, const Plan& plan) const {
+    return row(s) * s.D + column(plan);
+  }
+  __device__ bool is_first() const { return first == 0; }  // lane of a group
+  // f(offset of the columns)
+  template <class F>
+  __device__ void for_columns(const Plan& plan, F&& f) const {
+    for (int offset = 0; first + offset < plan.K; offset += 32 * V) {
+      f(offset);
+      if constexpr (kKept) break;
+    }
+  }
+  // f(step, group of the tile, index in [B, L, G]) for the warp's rows, shared by its lanes.
+  template <class F>
+  __device__ void for_statistics(const TimestepNormShape& s, const Plan& plan, F&& f) const {
+    const int group_bits = 5 - plan.lane_bits;
+#pragma unroll 1
+    for (int i = lane(); i < kRows << group_bits; i += 32) {
+      const int r = i >> group_bits, g = i & (plan.groups - 1);
+      if (g < groups && has_row(r)) f(step(r), g, (row(s) + r * kWarps) * s.G + first_group + g);
+    }
+  }
+};
+
+template <int V>
+__device__ void unpack_words(const Pack<float, V>& pack, float (&to)[V]) {
+  unpack(pack, to);
+}
+// By words of two: an instruction for each number.
+template <int V>
+__device__ void unpack_words(const Pack<Bfloat16, V>& pack, float (&to)[V]) {
+  if constexpr (V == 1) {
+    unpack(pack, to);
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i += 2) {
+      const unsigned word = reinterpret_cast<const unsigned*>(pack.value)[i / 2];
+      to[i] = __uint_as_float(word << 16), to[i + 1] = __uint_as_float(word & 0xffff0000);
+    }
+  }
+}
+
+// A thread's rows of a tile of x. They come once, into shared memory, where only the thread itself reads
+// them; where a group is too wide they are read from x each time. What is read of rows that are not there
+// means nothing.
+template <class T, int V, bool kKept>
+struct Rows {
+  static constexpr int kPacks = kKept ? kRows * kThreads : 0;  // of a tile
+
+  const T* x;  // the first element
+  std::int64_t pitch;
+  Pack<T, V>* kept;
+
+  __device__ Rows(const T* x, const TimestepNormShape& s, const Plan& plan, const Share<V, kKept>& own,
+                  uint4* shared, int place)
+      : x(x + own.first_element(s, plan)),
+        pitch(kWarps * s.D),
+        kept(reinterpret_cast<Pack<T, V>*>(shared) + place * kPacks + threadIdx.x) {}
+
+  // To be committed and waited for.
+  __device__ void start(const Plan& plan, const Share<V, kKept>& own) const {
+    if (!kKept || own.first >= plan.K) return;
+    const T* from = x;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r, from += pitch) {
+      if (!own.has_row(r)) break;
+      Pack<T, V>* const to = kept + r * kThreads;
+      if constexpr (sizeof(*to) >= 4) {
+        __pipeline_memcpy_async(to, from, sizeof(*to));
+      } else {
+        *to = load_pack<V>(from);
+      }
+    }
+  }
+  __device__ void read(const Share<V, kKept>& own, int r, int offset, float (&to)[V]) const {
+    if constexpr (kKept) {
+      unpack_words(kept[r * kThreads], to);
+    } else {
+      unpack_words(own.has_row(r) ? load_pack<V>(x + r * pitch + offset) : Pack<T, V>{}, to);
+    }
   }
 };
 
@@ -84,38 +203,64 @@ __device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShap
   __shared__ unsigned long long total;
   if (threadIdx.x == 0) total = 0;
   __syncthreads();
-  unsigned long long mine = 0;
+  unsigned mine = 0;
+#pragma unroll 4
   for (std::int64_t t = begin + threadIdx.x; t < end; t += kThreads) mine += mask[b * s.L + t] == 0;
-  atomicAdd(&total, mine);
+  mine = __reduce_add_sync(~0u, mine);
+  if (threadIdx.x % 32 == 0) atomicAdd(&total, static_cast<unsigned long long>(mine));
   __syncthreads();
   return static_cast<std::int64_t>(total);
 }
 
-// The steps of a tile.
-struct Steps {
-  std::int64_t first_row;  // of [B, L]
-  int size;
-  std::uint64_t counts;  // bit t: step t is there and not padded
-  std::int64_t before;   // counted steps before the tile, earlier calls' too
+// Which steps of a tile count: those that are there and not padded.
+struct Counts {
+  unsigned bits;
+  std::int64_t before;  // counted steps before the tile, earlier calls' too
 
-  __device__ Steps(const std::uint8_t* mask, const TimestepNormShape& s, std::int64_t b, std::int64_t first)
-      : first_row(b * s.L + first), size(static_cast<int>(min(s.L - first, std::int64_t{kSteps}))) {
-    const auto there = [&](int t) { return t < size && (mask == nullptr || mask[first_row + t] == 0); };
-    const int lane = threadIdx.x % 32;
-    counts = __ballot_sync(~0u, there(lane)) | std::uint64_t{__ballot_sync(~0u, there(lane + 32))} << 32;
+  template <int V, bool kKept>
+  __device__ Counts(const std::uint8_t* mask, const TimestepNormShape& s, const Share<V, kKept>& own) {
+    bits = ~0u >> (kSteps - own.steps);
+    if (mask == nullptr) return;
+    const int t = min(own.lane(), own.steps - 1);
+    bits &= __ballot_sync(~0u, mask[own.b * s.L + own.first_step() + t] == 0);
   }
-  __device__ bool count(int t) const { return (counts >> t & 1) != 0; }
-  __device__ std::int64_t counted_until(int t) const {  // with t
-    return before + __popcll(counts & (~std::uint64_t{0} >> (kSteps - 1 - t)));
+  __device__ bool has(int t) const { return (bits >> t & 1) != 0; }
+  __device__ std::int64_t until(int t) const {  // with t
+    return before + __popc(bits & (~0u >> (kSteps - 1 - t)));
   }
 };
 
-// Numbers of each step and group of a block, in shared memory.
+// Zeros where steps are padded.
+template <class T, int V, bool kKept>
+__device__ void clear_padding(const TimestepNormShape& s, const Plan& plan, const Share<V, kKept>& own,
+                              const Counts& counts, T* of) {
+  own.for_columns(plan, [&](int offset) {
+    T* to = of + own.first_element(s, plan) + offset;
+    for (int r = 0; r < kRows; ++r, to += kWarps * s.D) {
+      if (own.has_row(r) && !counts.has(own.step(r))) store<V>({}, to);
+    }
+  });
+}
+
+// What is known of each step and group of a tile, in shared memory.
+template <class Step>
 struct StepArray {
-  float* data;
+  Step* data;
   static constexpr int kPitch = kSteps + 1;
-  __device__ float& operator()(int t, int g) const { return data[g * kPitch + t]; }
+  __device__ Step& operator()(int t, int g) const { return data[g * kPitch + t]; }
 };
+// y = ((x - mean) rstd + rest) (1 + weight) + bias: mean is center + distance rounded, rest the rounding.
+struct alignas(16) ForwardStep {
+  float distance, rstd, mean, rest;  // rstd: the step's variance until it is scanned
+};
+// dx = h rstd + slope (x - mean) + constant, h = dy (1 + weight).
+struct alignas(16) BackwardStep {
+  float distance, rstd, slope, constant;  // the last two: the sums of h (x - mean) and h until then
+};
+template <class Step>
+std::size_t step_bytes(const Plan& plan) {
+  return sizeof(Step) * StepArray<Step>::kPitch * plan.groups;
+}
 
 // x/n for a count n > 0, exact where x is a multiple of n. Unlike a division and a root it calls nothing, and
 // so does the next: around a call registers are saved.
@@ -138,373 +283,360 @@ __device__ float reciprocal_root(float x) {
   return fmaf(0.5f * r, fmaf(-x * r, r, 1), r);
 }
 
-template <bool kKept>
-constexpr int kTilePacks = kKept ? kRows * kThreads : 0;  // of a block
-template <class T, int V, bool kKept>
-using StepTile = Tile<T, V, kRows, kKept>;
-
-// A thread's share of a block's tile: V columns of the rows, and those 32 V further on where a group is
-// wider.
-template <int V, bool kKept>
-struct Columns {
-  int warp, lane, g, rows;
-  int K, first, passes;              // `first` and offsets of a group's features
-  std::int64_t group, first_column;  // of all groups; of all features
-
-  __device__ Columns(const TimestepNormShape& s, const Plan& plan, const Place& at, int steps)
-      : warp(threadIdx.x / 32),
-        lane(threadIdx.x % 32),
-        g(lane / plan.lanes),
-        rows((steps - warp + kWarps - 1) / kWarps),
-        K(plan.K),
-        first(lane % plan.lanes * V),
-        passes(kKept ? 1 : (K + 32 * V - 1) / (32 * V)),
-        group(at.first_group + min(g, at.groups - 1)),
-        first_column(group * K + first) {
-    if (g >= at.groups) first = K;  // none
-  }
-  __device__ int offset(int pass) const { return pass * 32 * V; }
-  __device__ bool has(int pass) const { return first + offset(pass) < K; }
-};
-
 // Each becomes its sum over `lanes` neighbouring lanes.
-__device__ void group_sums(float (&x)[kBatch], int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+__device__ void group_sums(float (&x)[kRows], unsigned lanes) {
+  for (unsigned offset = lanes / 2; offset > 0; offset /= 2) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) x[i] += __shfl_xor_sync(~0u, x[i], offset);
+    for (int i = 0; i < kRows; ++i) x[i] += __shfl_xor_sync(~0u, x[i], offset);
   }
 }
 
-// Prefix sums of a warp's 64 numbers, two a lane, each with itself. Returns the sum of all.
-__device__ Sums scan(Sums (&x)[2]) {
-  const int lane = threadIdx.x % 32;
-  Sums sum = x[0] + x[1];
+// Prefix sums of a warp's numbers, each with itself. Returns the sum of all.
+__device__ Sums scan(Sums& sum) {
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
     const Sums before{__shfl_up_sync(~0u, sum.s, offset), __shfl_up_sync(~0u, sum.q, offset)};
-    if (lane >= offset) sum = before + sum;
+    if (threadIdx.x % 32 >= offset) sum = before + sum;
   }
-  const Sums before{__shfl_up_sync(~0u, sum.s, 1), __shfl_up_sync(~0u, sum.q, 1)};
-  if (lane > 0) x[0] = before + x[0];
-  x[1] = x[0] + x[1];
   return {__shfl_sync(~0u, sum.s, 31), __shfl_sync(~0u, sum.q, 31)};
 }
 
 // All ones is a NaN that no sum becomes: a number tells by itself that it is there.
 __device__ void publish(Sums sums, Sums* to) {
-  volatile Sums* const place = to;
-  place->s = isnan(sums.s) ? CUDART_NAN : sums.s;
-  place->q = isnan(sums.q) ? CUDART_NAN : sums.q;
+  const double s = isnan(sums.s) ? CUDART_NAN : sums.s, q = isnan(sums.q) ? CUDART_NAN : sums.q;
+  asm volatile("st.relaxed.gpu.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(s), "d"(q) : "memory");
 }
-__device__ Sums await(const Sums* from) {
-  const volatile Sums* const place = from;
+__device__ Sums look(const Sums* from) {
   Sums sums;
-  do {
-    sums.s = place->s, sums.q = place->q;
-  } while (__double_as_longlong(sums.s) == -1 || __double_as_longlong(sums.q) == -1);
+  asm volatile("ld.relaxed.gpu.global.v2.f64 {%0, %1}, [%2];"
+               : "=d"(sums.s), "=d"(sums.q)
+               : "l"(from)
+               : "memory");
   return sums;
+}
+__device__ bool is_there(Sums sums) {
+  return __double_as_longlong(sums.s) != -1 && __double_as_longlong(sums.q) != -1;
 }
 
 // The sum of the tiles that had their turn before in the sequence, whose own is `own`; for the warp of a
-// group. Always added up in the same order: the chunks before, and within the chunk a tile a lane.
-__device__ Sums sum_before(const TimestepNormShape& s, const Plan& plan, const Place& at, std::int64_t group,
-                           Sums own) {
-  const int lane = threadIdx.x % 32, chunk = at.turn / kChunk, place = at.turn % kChunk;
-  const int chunks = (plan.tiles + kChunk - 1) / kChunk;
-  Sums* const totals = plan.totals + at.b * (plan.tiles + chunks) * s.G + group;
-  const auto of_tile = [&](std::int64_t turn) { return totals + turn * s.G; };
-  const auto of_chunk = [&](std::int64_t i) { return totals + (plan.tiles + i) * s.G; };
-  if (lane == 0) publish(own, of_tile(at.turn));
-  Sums sum{0, 0};
-  if (lane < place) sum = await(of_tile(at.turn - place + lane));
+// group. Always added up in the same order: what is before the chunk before, from its last tile, and each
+// tile since then. So a chunk's time goes by until that first sum is needed.
+__device__ Sums sum_before(const TimestepNormShape& s, const Plan& plan, std::int64_t b, std::int64_t group,
+                           int turn, Sums own) {
+  const int lane = threadIdx.x % 32, chunk = turn / kChunk, chunks = (plan.tiles + kChunk - 1) / kChunk;
+  Sums* const of_tile = plan.totals + (b * s.G + group) * (std::int64_t{plan.tiles} + chunks);
+  Sums* const until_chunk = of_tile + plan.tiles;  // with it
+  if (lane == 0) publish(own, of_tile + turn);
+
+  const int first = max(chunk - 1, 0) * kChunk + lane, second = first + kChunk;
+  const Sums* from[2] = {first < turn ? of_tile + first : nullptr,
+                         second < turn ? of_tile + second : nullptr};
+  // A chunk's last tile is never before another of its chunk: its lane takes what was before both chunks.
+  if (chunk > 1 && lane == 31) from[1] = until_chunk + chunk - 2;
+  Sums sums[2] = {};
+  do {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (from[i] != nullptr) sums[i] = look(from[i]);
+    }
+  } while (!is_there(sums[0]) || !is_there(sums[1]));
+  Sums sum = sums[0] + sums[1];
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2)
     sum = sum + Sums{__shfl_xor_sync(~0u, sum.s, offset), __shfl_xor_sync(~0u, sum.q, offset)};
-  if (chunk > 0) sum = await(of_chunk(chunk - 1)) + sum;
-  if (place == kChunk - 1 && lane == 0) publish(sum + own, of_chunk(chunk));
+  if (turn % kChunk == kChunk - 1 && lane == 0) publish(sum + own, until_chunk + chunk);
   return sum;
 }
 
 template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
     forward(TimestepNormShape s, TimestepNormForward<T> a, Plan plan) {
   extern __shared__ uint4 shared[];
-  const Place at(s, plan);
-  const std::int64_t first_step = std::int64_t{at.turn} * kSteps;
-  Steps steps(a.mask, s, at.b, first_step);
-  const Columns<V, kKept> own(s, plan, at, steps.size);
-  const std::int64_t here = (steps.first_row + own.warp) * s.D + own.first_column, pitch = kWarps * s.D;
-  const StepTile<T, V, kKept> x{a.x + here, pitch, own.rows, reinterpret_cast<Pack<T, V>*>(shared)};
-  if (own.has(0)) x.start(0);
-  __pipeline_commit();
-  steps.before = counted(a.mask, s, at.b, 0, first_step);
-  const std::int64_t prior = a.count[at.b];
-  steps.before += prior;
-  const float center = prior > 0 ? a.mean[at.b * s.G + own.group] : 0;
-  float* const arrays = reinterpret_cast<float*>(x.kept + kTilePacks<kKept>);
-  const int size = plan.groups * StepArray::kPitch;
-  // The mean less the center; y = ((x - mean) rstd + rest) (1 + weight) + bias, mean rounded and rest the
-  // rounding.
-  const StepArray distances{arrays}, means{arrays + size}, rests{arrays + 2 * size}, rstds{arrays + 3 * size};
-  __pipeline_wait_prior(0);
+  using Tile = Rows<T, V, kKept>;  // two of them
+  const StepArray<ForwardStep> step{
+      reinterpret_cast<ForwardStep*>(reinterpret_cast<Pack<T, V>*>(shared) + 2 * Tile::kPacks)};
+  const auto start = [&](Place at, int place) {
+    if (at.turn < plan.tiles) {
+      const Share<V, kKept> own(s, plan, at, false);
+      Tile(a.x, s, plan, own, shared, place).start(plan, own);
+    }
+    __pipeline_commit();
+  };
 
-  // Mean and variance of each step.
-#pragma unroll 1
-  for (int first = 0; first < kRows; first += kBatch) {
-    float v[V], mean[kBatch] = {}, squares[kBatch] = {};
-    for (int pass = 0; pass < own.passes; ++pass) {
-      if (!own.has(pass)) break;
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        x.read(first + i, own.offset(pass), v);
-#pragma unroll
-        for (int j = 0; j < V; ++j) mean[i] += v[j];
-      }
-    }
-    group_sums(mean, plan.lanes);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) mean[i] *= plan.scale;
-    for (int pass = 0; pass < own.passes; ++pass) {
-      if (!own.has(pass)) break;
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        x.read(first + i, own.offset(pass), v);
-#pragma unroll
-        for (int j = 0; j < V; ++j) squares[i] += (v[j] - mean[i]) * (v[j] - mean[i]);
-      }
-    }
-    group_sums(squares, plan.lanes);
-    if (own.lane % plan.lanes != 0) continue;
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int t = (first + i) * kWarps + own.warp;
-      distances(t, own.g) = steps.count(t) ? mean[i] - center : 0;
-      rstds(t, own.g) = steps.count(t) ? squares[i] * plan.scale : 0;  // variances until they are scanned
-    }
-  }
+  Place at = share_place(plan, take_ticket(plan));
+  start(at, 0);
   __syncthreads();
+  for (int place = 0; at.turn < plan.tiles; place ^= 1) {
+    const unsigned next = take_ticket(plan);
+    const Share<V, kKept> own(s, plan, at, false);
+    const Tile x(a.x, s, plan, own, shared, place);
+    Counts counts(a.mask, s, own);
+    const std::int64_t prior = a.count[own.b];
+    counts.before = prior + counted(a.mask, s, own.b, 0, own.first_step());
+    const float mean_before = a.mean[own.b * s.G + own.group()], center = prior > 0 ? mean_before : 0;
+    __pipeline_wait_prior(0);
 
-  // The statistics with each step.
-  for (int g = own.warp; g < at.groups; g += kWarps) {
-    const std::int64_t group = at.first_group + g, of_state = at.b * s.G + group;
-    Sums sums[2];
+    // Mean and variance of each step.
+    float mean[kRows] = {}, squares[kRows] = {};
+    own.for_columns(plan, [&](int offset) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const double distance = distances(2 * own.lane + i, g);
-      sums[i] = {distance, rstds(2 * own.lane + i, g) + distance * distance};
+      for (int r = 0; r < kRows; ++r) {
+        float v[V];
+        x.read(own, r, offset, v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) mean[r] += v[j];
+      }
+    });
+    group_sums(mean, plan.lanes());
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) mean[r] *= plan.scale;
+    own.for_columns(plan, [&](int offset) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float v[V];
+        x.read(own, r, offset, v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) squares[r] += (v[j] - mean[r]) * (v[j] - mean[r]);
+      }
+    });
+    group_sums(squares, plan.lanes());
+    if (own.is_first()) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        ForwardStep& to = step(own.step(r), own.g);
+        to.distance = mean[r] - center, to.rstd = squares[r] * plan.scale;
+      }
     }
-    const float mean_0 = a.mean[of_state], var_0 = a.var[of_state], from = prior > 0 ? mean_0 : 0;
-    Sums before = sum_before(s, plan, at, group, scan(sums));
-    if (prior > 0) before.q += static_cast<double>(prior) * var_0;
-    double distance, var;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = 2 * own.lane + i;
-      const std::int64_t n = steps.counted_until(t);
+    at = share_place(plan, next);
+    start(at, place ^ 1);
+
+    // The statistics with each step.
+    for (int g = own.warp(); g < own.groups; g += kWarps) {
+      const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
+      const int t = own.lane();
+      const double of_step = step(t, g).distance;
+      Sums sums{0, 0};
+      if (counts.has(t)) sums = {of_step, step(t, g).rstd + of_step * of_step};
+      const float mean_0 = a.mean[of_state], var_0 = a.var[of_state], from = prior > 0 ? mean_0 : 0;
+      const Sums total = scan(sums);
+      sums = sum_before(s, plan, own.b, group, own.tile, total) + sums;
+      if (prior > 0) sums.q += static_cast<double>(prior) * var_0;
+      const std::int64_t n = counts.until(t);
       const Divisor by_n(n);
-      distance = n > prior ? by_n(before.s + sums[i].s) : mean_0 - from;
-      var = n > prior ? fmax(0.0, by_n(before.q + sums[i].q) - distance * distance) : var_0;
+      const double distance = n > prior ? by_n(sums.s) : mean_0 - from,
+                   var = n > prior ? fmax(0.0, by_n(sums.q) - distance * distance) : var_0;
       const float mean = static_cast<float>(from + distance),
                   rstd = reciprocal_root(static_cast<float>(var) + a.eps);
-      distances(t, g) = static_cast<float>(distance);
-      means(t, g) = mean;
-      rests(t, g) = static_cast<float>(mean - (from + distance)) * rstd;
-      rstds(t, g) = rstd;
+      step(t, g) = {static_cast<float>(distance), rstd, mean,
+                    static_cast<float>(mean - (from + distance)) * rstd};
+      if (own.tile == plan.tiles - 1 && t == kSteps - 1)
+        a.last_mean[of_state] = mean, a.last_var[of_state] = static_cast<float>(var);
+      if (own.tile == 0 && t == 0 && a.step_mean != nullptr)
+        a.step_mean[own.b * (s.L + 1) * s.G + group] = from;
     }
-    if (at.turn == plan.tiles - 1 && own.lane == 31) {
-      a.last_mean[of_state] = static_cast<float>(from + distance);
-      a.last_var[of_state] = static_cast<float>(var);
-    }
-    if (at.turn == 0 && own.lane == 0 && a.step_mean != nullptr)
-      a.step_mean[at.b * (s.L + 1) * s.G + group] = from;
-  }
-  __syncthreads();
+    __syncthreads();
 
-  for (int i = threadIdx.x; a.step_mean != nullptr && i < steps.size * at.groups; i += kThreads) {
-    const int t = i / at.groups, g = i % at.groups;
-    const std::int64_t to = (steps.first_row + t) * s.G + at.first_group + g;
-    a.step_mean[to + (at.b + 1) * s.G] = distances(t, g), a.step_rstd[to] = rstds(t, g);
-  }
-  for (int pass = 0; pass < own.passes; ++pass) {
-    if (!own.has(pass)) continue;
-    const int offset = own.offset(pass);
-    float weight[V], bias[V];
-    load(a.weight + own.first_column + offset, weight);
-    load(a.bias + own.first_column + offset, bias);
+    own.for_columns(plan, [&](int offset) {
+      float weight[V], bias[V];
+      load(a.weight + own.column(plan) + offset, weight);
+      load(a.bias + own.column(plan) + offset, bias);
 #pragma unroll
-    for (int j = 0; j < V; ++j) weight[j] += 1;
-#pragma unroll 4
-    for (int r = 0; r < own.rows; ++r) {
-      const int t = r * kWarps + own.warp;
-      const float mean = means(t, own.g), rest = rests(t, own.g), rstd = rstds(t, own.g);
-      float v[V] = {};
-      if (steps.count(t)) {
-        x.read(r, offset, v);
+      for (int j = 0; j < V; ++j) weight[j] += 1;
+      T* to = a.y + own.first_element(s, plan) + offset;
 #pragma unroll
-        for (int j = 0; j < V; ++j) v[j] = fmaf(fmaf(v[j] - mean, rstd, rest), weight[j], bias[j]);
+      for (int r = 0; r < kRows; ++r, to += x.pitch) {
+        const ForwardStep now = step(own.step(r), own.g);
+        float y[V];
+        x.read(own, r, offset, y);
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+          y[j] = fmaf(fmaf(y[j] - now.mean, now.rstd, now.rest), weight[j], bias[j]);
+        if (counts.has(own.step(r))) store(y, to);
       }
-      store(v, a.y + here + r * pitch + offset);
-    }
+    });
+    if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.y);
+    if (a.step_mean == nullptr) continue;
+    own.for_statistics(s, plan, [&](int t, int g, std::int64_t to) {
+      const ForwardStep now = step(t, g);
+      a.step_mean[to + (own.b + 1) * s.G] = now.distance, a.step_rstd[to] = now.rstd;
+    });
   }
 }
 
-// A warp's sums over its rows for the gradients of weight and bias; the pitch is for a warp that reads them
-// in the order of the columns.
+// The gradients of weight and bias of a tile are summed in what was its x, V columns a thread in packs.
 template <int V>
-struct WarpSums {
-  float of[2][V][36];
-};
-// What x and dy take in shared memory, and those sums afterwards.
+constexpr int kSumsOfPack = V < 4 ? V : 4;
+template <int V>
+constexpr int kSumPacks = 2 * V / kSumsOfPack<V>;
+template <int V>
+using SumPack = Pack<float, kSumsOfPack<V>>;
+// What x and dy take in shared memory; those sums have a place there too.
 template <class T, int V, bool kKept>
 constexpr std::size_t kBackwardTiles =
-    kKept ? 2 * kTilePacks<kKept> * sizeof(Pack<T, V>) : kWarps * sizeof(WarpSums<V>);
+    kKept ? 4 * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) : kSumPacks<V> * kThreads * sizeof(SumPack<V>);
+static_assert(kRows * sizeof(Bfloat16) >= 2 * sizeof(float));
 
 // With u = x - mean and h = dy (1 + weight), the gradients of a step's statistics are
 //   d_mean = -rstd sum(h),   d_var = -rstd^3 sum(h u) / 2,
 // and S and Q get (d_mean - 2 (mean - center) d_var)/n and d_var/n from it and from every step after, so that
 //   dx = h rstd + (dS + 2 (x - center) dQ) / K.
 template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     backward(TimestepNormShape s, TimestepNormBackward<T> a, Plan plan, float* parameter_sums) {
   extern __shared__ uint4 shared[];
-  const Place at(s, plan);
-  const std::int64_t tile = plan.tiles - 1 - at.turn, first_step = tile * kSteps;
-  Steps steps(a.mask, s, at.b, first_step);
-  const Columns<V, kKept> own(s, plan, at, steps.size);
-  const std::int64_t here = (steps.first_row + own.warp) * s.D + own.first_column, pitch = kWarps * s.D;
-  auto* const kept = reinterpret_cast<Pack<T, V>*>(shared);
-  const StepTile<T, V, kKept> x{a.x + here, pitch, own.rows, kept},
-      dy{a.dy + here, pitch, own.rows, kept + kTilePacks<kKept>};
-  if (own.has(0)) x.start(0), dy.start(0);
-  __pipeline_commit();
-  steps.before = a.last_count[at.b] - counted(a.mask, s, at.b, first_step, s.L);
-  float* const arrays = reinterpret_cast<float*>(shared) + kBackwardTiles<T, V, kKept> / sizeof(float);
-  const int size = plan.groups * StepArray::kPitch;
-  const StepArray distances{arrays}, rstds{arrays + size}, slopes{arrays + 2 * size},
-      offsets{arrays + 3 * size};
-  for (int i = threadIdx.x; i < steps.size * at.groups; i += kThreads) {
-    const int t = i / at.groups, g = i % at.groups;
-    const std::int64_t from = (steps.first_row + t) * s.G + at.first_group + g;
-    distances(t, g) = a.step_mean[from + (at.b + 1) * s.G], rstds(t, g) = a.step_rstd[from];
-  }
-  const float center = a.step_mean[at.b * (s.L + 1) * s.G + own.group];
-  __pipeline_wait_prior(0);
-  __syncthreads();
+  using Tile = Rows<T, V, kKept>;  // twice x and dy
+  auto* const steps =
+      reinterpret_cast<BackwardStep*>(shared + kBackwardTiles<T, V, kKept> / sizeof(uint4));  // also twice
+  const auto step_array = [&](int place) {
+    return StepArray<BackwardStep>{steps + place * StepArray<BackwardStep>::kPitch * plan.groups};
+  };
+  const auto start = [&](Place at, int place) {
+    if (at.turn < plan.tiles) {
+      const Share<V, kKept> own(s, plan, at, true);
+      Tile(a.x, s, plan, own, shared, 2 * place).start(plan, own);
+      Tile(a.dy, s, plan, own, shared, 2 * place + 1).start(plan, own);
+      const auto step = step_array(place);
+      own.for_statistics(s, plan, [&](int t, int g, std::int64_t from) {
+        __pipeline_memcpy_async(&step(t, g).distance, a.step_mean + from + (own.b + 1) * s.G, 4);
+        __pipeline_memcpy_async(&step(t, g).rstd, a.step_rstd + from, 4);
+      });
+    }
+    __pipeline_commit();
+  };
 
-  // The gradients of mean and variance of each step, where the offsets and slopes will be.
-#pragma unroll 1
-  for (int first = 0; first < kRows; first += kBatch) {
-    float sum_h[kBatch] = {}, sum_hu[kBatch] = {};
-    for (int pass = 0; pass < own.passes; ++pass) {
-      if (!own.has(pass)) break;
-      float weight[V];
-      load(a.weight + own.first_column + own.offset(pass), weight);
+  Place at = share_place(plan, take_ticket(plan));
+  start(at, 0);
+  __syncthreads();
+  for (int place = 0; at.turn < plan.tiles; place ^= 1) {
+    const unsigned next = take_ticket(plan);
+    const Share<V, kKept> own(s, plan, at, true);
+    const Tile x(a.x, s, plan, own, shared, 2 * place), dy(a.dy, s, plan, own, shared, 2 * place + 1);
+    const auto step = step_array(place);
+    Counts counts(a.mask, s, own);
+    const std::int64_t last_count = a.last_count[own.b];
+    counts.before = last_count - counted(a.mask, s, own.b, own.first_step(), s.L);
+    const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
+    float weight[V] = {};
+    if (own.first < plan.K) load(a.weight + own.column(plan), weight);
+    __pipeline_wait_prior(0);
+    __syncwarp();  // the steps came for other lanes
+
+    // The gradients of mean and variance of each step.
+    float sum_h[kRows] = {}, sum_hu[kRows] = {};
+    own.for_columns(plan, [&](int offset) {
+      if (offset > 0) load(a.weight + own.column(plan) + offset, weight);
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int r = first + i;
-        const float mean = center + distances(r * kWarps + own.warp, own.g);
+      for (int r = 0; r < kRows; ++r) {
+        const float mean = center + step(own.step(r), own.g).distance;
         float v[V], d[V];
-        x.read(r, own.offset(pass), v);
-        dy.read(r, own.offset(pass), d);
+        x.read(own, r, offset, v);
+        dy.read(own, r, offset, d);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const float h = fmaf(d[j], weight[j], d[j]);
-          sum_h[i] += h, sum_hu[i] += h * (v[j] - mean);
+          sum_h[r] += h, sum_hu[r] += h * (v[j] - mean);
         }
       }
-    }
-    group_sums(sum_h, plan.lanes);
-    group_sums(sum_hu, plan.lanes);
-    if (own.lane % plan.lanes != 0) continue;
+    });
+    group_sums(sum_h, plan.lanes());
+    group_sums(sum_hu, plan.lanes());
+    if (own.is_first()) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int t = (first + i) * kWarps + own.warp;
-      const float r = rstds(t, own.g);
-      offsets(t, own.g) = steps.count(t) ? -r * sum_h[i] : 0;
-      slopes(t, own.g) = steps.count(t) ? -0.5f * r * r * r * sum_hu[i] : 0;
+      for (int r = 0; r < kRows; ++r) {
+        BackwardStep& to = step(own.step(r), own.g);
+        to.slope = sum_hu[r], to.constant = sum_h[r];
+      }
     }
-  }
-  __syncthreads();
+    at = share_place(plan, next);
+    start(at, place ^ 1);
 
-  for (int g = own.warp; g < at.groups; g += kWarps) {
-    const std::int64_t group = at.first_group + g, of_state = at.b * s.G + group;
-    Sums sums[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = kSteps - 1 - (2 * own.lane + i);
-      sums[i] = {0, 0};
-      if (!steps.count(t)) continue;
-      const Divisor by_n(steps.counted_until(t));
-      const double d_var = slopes(t, g);
-      sums[i] = {by_n(offsets(t, g) - 2.0 * distances(t, g) * d_var), by_n(d_var)};
+    for (int g = own.warp(); g < own.groups; g += kWarps) {
+      const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
+      const int t = kSteps - 1 - own.lane();
+      const bool counts_here = counts.has(t);
+      const BackwardStep now = step(t, g);
+      const double distance = now.distance;
+      const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
+                   last_mean = a.step_mean[((own.b + 1) * (s.L + 1) - 1) * s.G + group];
+      Sums sums{0, 0};
+      if (counts_here) {
+        const float d_mean = -now.rstd * now.constant,
+                    d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
+        const Divisor by_n(counts.until(t));
+        sums = {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
+      }
+      const Sums total = scan(sums);
+      sums = sum_before(s, plan, own.b, group, plan.tiles - 1 - own.tile, total) + sums;
+      if (last_count > 0) {
+        const Divisor by_n(last_count);
+        sums = Sums{by_n(d_last_mean - 2 * last_mean * d_last_var), by_n(d_last_var)} + sums;
+      }
+      if (counts_here) {
+        step(t, g).slope = static_cast<float>(2 * sums.q) * plan.scale;
+        step(t, g).constant = static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale;
+      }
+      if (own.tile > 0 || t > 0) continue;
+      a.d_mean[of_state] = static_cast<float>(last_count > 0 ? counts.before * sums.s : d_last_mean);
+      a.d_var[of_state] = static_cast<float>(last_count > 0 ? counts.before * sums.q : d_last_var);
     }
-    const std::int64_t n = a.last_count[at.b];
-    const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
-                 last_mean = a.step_mean[((at.b + 1) * (s.L + 1) - 1) * s.G + group];
-    Sums before = sum_before(s, plan, at, group, scan(sums));
-    const Divisor by_n(n);
-    if (n > 0) before = Sums{by_n(d_last_mean - 2 * last_mean * d_last_var), by_n(d_last_var)} + before;
-    const Divisor by_K(own.K);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = kSteps - 1 - (2 * own.lane + i);
-      sums[i] = before + sums[i];
-      if (!steps.count(t)) continue;
-      offsets(t, g) = static_cast<float>(by_K(sums[i].s + 2.0 * distances(t, g) * sums[i].q));
-      slopes(t, g) = static_cast<float>(by_K(2 * sums[i].q));
-    }
-    if (tile > 0 || own.lane < 31) continue;
-    a.d_mean[of_state] = static_cast<float>(n > 0 ? steps.before * sums[1].s : d_last_mean);
-    a.d_var[of_state] = static_cast<float>(n > 0 ? steps.before * sums[1].q : d_last_var);
-  }
-  __syncthreads();
+    __syncthreads();
 
-  for (int pass = 0; pass < own.passes; ++pass) {
-    const int offset = own.offset(pass);
-    float weight[V] = {}, of_columns[2][V] = {};  // gradients of weight and bias
-    if (own.has(pass)) load(a.weight + own.first_column + offset, weight);
-#pragma unroll 2
-    for (int r = 0; r < (own.has(pass) ? own.rows : 0); ++r) {
-      const int t = r * kWarps + own.warp;
-      const float mean = center + distances(t, own.g), rstd = rstds(t, own.g), slope = slopes(t, own.g),
-                  constant = offsets(t, own.g);
-      float v[V] = {}, d[V];
-      if (steps.count(t)) {
-        x.read(r, offset, v);
-        dy.read(r, offset, d);
+    if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
+    for (int offset = 0; offset < plan.K; offset += 32 * V) {
+      float of_columns[2][V] = {};  // gradients of weight and bias
+      if (own.first + offset < plan.K) {
+        if (!kKept) load(a.weight + own.column(plan) + offset, weight);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const float u = v[j] - mean, scaled = d[j] * rstd;
-          of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
-          v[j] = fmaf(scaled, 1 + weight[j], fmaf(slope, u, constant));
+        for (int j = 0; j < V; ++j) weight[j] += 1;
+        T* to = a.dx + own.first_element(s, plan) + offset;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r, to += x.pitch) {
+          const BackwardStep now = step(own.step(r), own.g);
+          const float mean = center + now.distance;
+          if (!counts.has(own.step(r))) continue;
+          float v[V], d[V];
+          x.read(own, r, offset, v);
+          dy.read(own, r, offset, d);
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            const float u = v[j] - mean, scaled = d[j] * now.rstd;
+            of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
+            v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
+          }
+          store(v, to);
         }
       }
-      store(v, a.dx + here + r * pitch + offset);
-    }
-    // The block's sums, in what was the tile.
-    __syncthreads();
-    auto* const partial = reinterpret_cast<WarpSums<V>*>(shared);
+      __syncthreads();
+      constexpr int P = kSumsOfPack<V>;
+      auto* const partial =
+          reinterpret_cast<SumPack<V>*>(reinterpret_cast<Pack<T, V>*>(shared) + 2 * place * Tile::kPacks);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+      for (int k = 0; k < 2; ++k) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) partial[own.warp].of[k][j][own.lane] = of_columns[k][j];
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < 2 * 32 * V; i += kThreads) {
-      const int k = i / (32 * V), lane = i / V % 32, j = i % V, g = lane / plan.lanes;
-      const int column = lane % plan.lanes * V + offset + j;
-      if (g >= at.groups || column >= own.K) continue;
-      float sum = 0;
+        for (int j = 0; j < V; ++j)
+          partial[(k * V + j) / P * kThreads + threadIdx.x].value[j % P] = of_columns[k][j];
+      }
+      __syncthreads();
+      for (int i = threadIdx.x; i < kSumPacks<V> * 32; i += kThreads) {
+        const int pack = i / 32, lane = i % 32, g = lane >> plan.lane_bits, k = pack * P / V;
+        const int column = (lane & (plan.lanes() - 1)) * V + offset + pack * P % V;
+        if (g >= own.groups || column >= plan.K) continue;
+        float sums[P] = {};
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += partial[w].of[k][j][lane];
-      parameter_sums[((at.b * plan.tiles + tile) * 2 + k) * s.D + (at.first_group + g) * own.K + column] =
-          sum;
+        for (int w = 0; w < kWarps; ++w) {
+          const SumPack<V> of_warp = partial[pack * kThreads + w * 32 + lane];
+#pragma unroll
+          for (int p = 0; p < P; ++p) sums[p] += of_warp.value[p];
+        }
+        const std::int64_t of_tile = std::int64_t{own.b} * plan.tiles + own.tile;
+        store(sums, parameter_sums + (of_tile * 2 + k) * s.D + (std::int64_t{own.first_group} + g) * plan.K +
+                        column);
+      }
     }
-    __syncthreads();
   }
 }
 
-// launch.operator()<V, kKept>(plan, bytes of the StepArrays of a block for each of them) where all is ready.
+// launch.operator()<V, kKept>(plan) where all is ready.
 template <class T, class F, class... P>
 void with_plan(const TimestepNormShape& s, void* work, cudaStream_t stream, F&& launch,
                const P*... pointers) {
@@ -513,11 +645,10 @@ void with_plan(const TimestepNormShape& s, void* work, cudaStream_t stream, F&& 
       s.D / s.G,
       [&]<int V>(Width<V>) {
         const Plan plan(s, V, work);
-        const std::size_t array = sizeof(float) * StepArray::kPitch * plan.groups;
         if (plan.K <= 32 * V) {
-          launch.template operator()<V, true>(plan, array);
+          launch.template operator()<V, true>(plan);
         } else {
-          launch.template operator()<V, false>(plan, array);
+          launch.template operator()<V, false>(plan);
         }
       },
       pointers...);
@@ -534,10 +665,11 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
                            cudaStream_t stream) {
   with_plan<T>(
       s, work, stream,
-      [&]<int V, bool kKept>(const Plan& plan, std::size_t array) {
-        const std::size_t shared = kTilePacks<kKept> * sizeof(Pack<T, V>) + 4 * array;
+      [&]<int V, bool kKept>(const Plan& plan) {
+        const std::size_t shared =
+            2 * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) + step_bytes<ForwardStep>(plan);
         allow_shared_memory(forward<T, V, kKept>, shared);
-        forward<T, V, kKept><<<plan.blocks(s), kThreads, shared, stream>>>(s, a, plan);
+        forward<T, V, kKept><<<plan.blocks(kForwardBlocks), kThreads, shared, stream>>>(s, a, plan);
       },
       a.x, a.weight, a.bias, a.y);
 }
@@ -547,10 +679,10 @@ void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackwa
                             float* sums, cudaStream_t stream) {
   with_plan<T>(
       s, work, stream,
-      [&]<int V, bool kKept>(const Plan& plan, std::size_t array) {
-        const std::size_t shared = kBackwardTiles<T, V, kKept> + 4 * array;
+      [&]<int V, bool kKept>(const Plan& plan) {
+        const std::size_t shared = kBackwardTiles<T, V, kKept> + 2 * step_bytes<BackwardStep>(plan);
         allow_shared_memory(backward<T, V, kKept>, shared);
-        backward<T, V, kKept><<<plan.blocks(s), kThreads, shared, stream>>>(s, a, plan, sums);
+        backward<T, V, kKept><<<plan.blocks(kBackwardBlocks), kThreads, shared, stream>>>(s, a, plan, sums);
       },
       a.x, a.weight, a.dy, a.dx);
 }

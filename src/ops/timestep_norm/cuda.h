@@ -9,7 +9,7 @@ namespace megalodon::ops::cuda {
 
 using cpu::TimestepNormBackward, cpu::TimestepNormForward, cpu::TimestepNormShape;
 
-inline constexpr std::int64_t kTimestepNormTile = 64;  // steps that a block takes
+inline constexpr std::int64_t kTimestepNormTile = 32;  // steps that a block takes at once
 
 // Bytes of scratch memory that either pass wants, at a multiple of 16.
 std::size_t timestep_norm_work(const TimestepNormShape& shape);

@@ -111,6 +111,7 @@ TEST(TimestepNorm, AgreesWithReference) {
       {1, 129, 1548, 6, 2},
       {2, 2200, 24, 3, 1, true},
       {1, 4200, 8, 1},
+      {3, 1100, 1152, 48, 2, true},  // more tiles than a GPU takes at once
   };
   for (auto c : cases) {
     for (const auto type : {at::kFloat, at::kBFloat16}) {
