@@ -11,14 +11,17 @@ namespace {
 
 class CudaGraph : public DeviceGraph {
  public:
-  void record(at::Device device, const std::function<void()>& f, const CudaGraph* neighbour) {
-    // Recording needs a stream of its own; all work so far comes before it.
-    const auto stream = c10::cuda::getStreamFromPool(false, device.index());
-    c10::cuda::device_synchronize();
-    const c10::cuda::CUDAStreamGuard guard(stream);
-    const auto own = at::cuda::MempoolId_t{0, 0};
-    graph_.capture_begin(neighbour == nullptr ? own : neighbour->pool_, cudaStreamCaptureModeThreadLocal);
-    pool_ = graph_.pool();
+  // Recording needs a stream of its own. Freed memory is reused on its stream alone: neighbours share that
+  // too.
+  CudaGraph(at::Device device, const CudaGraph* neighbour)
+      : stream_(neighbour == nullptr ? c10::cuda::getStreamFromPool(false, device.index())
+                                     : neighbour->stream_),
+        pool_(neighbour == nullptr ? at::cuda::MempoolId_t{0, 0} : neighbour->pool_) {}
+
+  void record(const std::function<void()>& f) {
+    c10::cuda::device_synchronize();  // all work so far comes before it
+    const c10::cuda::CUDAStreamGuard guard(stream_);
+    graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     try {
       f();
     } catch (...) {
@@ -29,11 +32,13 @@ class CudaGraph : public DeviceGraph {
       throw;
     }
     graph_.capture_end();
+    pool_ = graph_.pool();
   }
   void replay() override { graph_.replay(); }
 
  private:
   at::cuda::CUDAGraph graph_;
+  c10::cuda::CUDAStream stream_;
   at::cuda::MempoolId_t pool_;
 };
 
@@ -42,7 +47,8 @@ class CudaGraph : public DeviceGraph {
 
 extern "C" __attribute__((visibility("default"))) megalodon::ops::DeviceGraph* megalodon_record_cuda_graph(
     at::Device device, const std::function<void()>& f, const megalodon::ops::DeviceGraph* neighbour) {
-  auto graph = std::make_unique<megalodon::ops::CudaGraph>();
-  graph->record(device, f, static_cast<const megalodon::ops::CudaGraph*>(neighbour));
+  auto graph = std::make_unique<megalodon::ops::CudaGraph>(
+      device, static_cast<const megalodon::ops::CudaGraph*>(neighbour));
+  graph->record(f);
   return graph.release();
 }
