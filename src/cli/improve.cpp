@@ -109,6 +109,7 @@ int run(const Options& o) {
   if (!o.device.empty()) overrides.push_back("device=\"" + o.device + "\"");
   auto toml = Config::from_file(o.config, overrides);
   const auto config = improve::read_improve_config(toml);
+  ops::expect_changing_sizes();  // problems grow from round to round
   const auto device = ops::open_device(config.device);
   if (config.deterministic) ops::make_deterministic();
   const auto tokenizer = data::make_symbol_tokenizer(config.task->symbols());

@@ -71,6 +71,10 @@ void make_deterministic() {
   context.setDeterministicFillUninitializedMemory(false);
 }
 
+void expect_changing_sizes() {
+  setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", /*overwrite=*/0);
+}
+
 void synchronize(at::Device device) {
   if (device.is_cuda()) c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
 }

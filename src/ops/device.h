@@ -17,6 +17,10 @@ at::Device open_device(const std::string& wanted);
 // the device is first used.
 void make_deterministic();
 
+// From here on the sizes of tensors may keep changing and growing: what a GPU's memory held of earlier sizes
+// is joined for later ones, instead of waiting for the same again. To be called before a device is opened.
+void expect_changing_sizes();
+
 // Waits for the work that `device` was given.
 void synchronize(at::Device device);
 
