@@ -232,11 +232,12 @@ INSTANTIATE_TEST_SUITE_P(Tasks, Twins,
                            return name;
                          });
 
-// The recipes of the paper are read whole; their models are built, and nothing else is asked of them here.
+// The recipes of full size are read whole; their models are built, and nothing else is asked of them here.
 TEST(Recipes, AreReadWhole) {
   const TemporaryFolder folder;
   for (const char* name :
-       {"addition", "forward-addition", "copy", "reversal", "multiplication", "maze-hops", "maze-nodes"}) {
+       {"addition", "addition-accelerated", "forward-addition", "copy", "reversal", "multiplication",
+        "maze-hops", "maze-nodes"}) {
     const auto config = std::string(MEGALODON_CONFIGS) + "/" + name + ".toml";
     // A run directory that cannot be made comes after every key was read.
     const auto outcome = run(folder, {"improve", config, "--set", "run=/proc/none"});
