@@ -235,9 +235,8 @@ INSTANTIATE_TEST_SUITE_P(Tasks, Twins,
 // The recipes of full size are read whole; their models are built, and nothing else is asked of them here.
 TEST(Recipes, AreReadWhole) {
   const TemporaryFolder folder;
-  for (const char* name :
-       {"addition", "addition-accelerated", "forward-addition", "copy", "reversal", "multiplication",
-        "maze-hops", "maze-nodes"}) {
+  for (const char* name : {"addition", "addition-accelerated", "forward-addition", "copy", "reversal",
+                           "multiplication", "maze-hops", "maze-nodes"}) {
     const auto config = std::string(MEGALODON_CONFIGS) + "/" + name + ".toml";
     // A run directory that cannot be made comes after every key was read.
     const auto outcome = run(folder, {"improve", config, "--set", "run=/proc/none"});
