@@ -16,16 +16,6 @@ std::filesystem::path member_folder(const std::filesystem::path& folder, int64_t
   return K == 1 ? folder : folder / ("model-" + std::to_string(k + 1));
 }
 
-}  // namespace
-
-std::vector<int32_t> prompt_tokens(const data::Tokenizer& tokenizer, std::string_view prompt) {
-  auto ids = tokenizer.encode(prompt);
-  ids.insert(ids.begin(), tokenizer.beginning_of_sequence());
-  return ids;
-}
-
-namespace {
-
 struct Row {
   std::vector<int32_t> ids;
   std::size_t prompt;  // of them, with BOS
@@ -70,6 +60,12 @@ int64_t rounded_up(int64_t n, int64_t multiple) {
 constexpr int64_t kLengths = 8;  // of rows on a GPU: few different ones, each of which is recorded once
 
 }  // namespace
+
+std::vector<int32_t> prompt_tokens(const data::Tokenizer& tokenizer, std::string_view prompt) {
+  auto ids = tokenizer.encode(prompt);
+  ids.insert(ids.begin(), tokenizer.beginning_of_sequence());
+  return ids;
+}
 
 train::Batch padded_batch(const data::Tokenizer& tokenizer, std::span<const Example> examples,
                           int64_t multiple) {
