@@ -44,7 +44,7 @@ TEST(CrossEntropy, IsAccurateWhereTheTargetIsNearlySure) {
   const auto targets = at::zeros({1}, logits.options().dtype(at::kLong));
   logits[0][0] = 20;
   const auto gradient = [&](at::ScalarType type) {
-    auto leaf = logits.to(type).set_requires_grad(true);
+    auto leaf = logits.to(type).clone().set_requires_grad(true);
     cross_entropy(leaf, targets).sum().backward();
     return leaf.grad();
   };
