@@ -10,6 +10,13 @@
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
 
 namespace megalodon::model {
+namespace {
+
+at::Tensor mean_loss_of(const at::Tensor& hidden, const at::Tensor& output, const at::Tensor& targets) {
+  return ops::linear_cross_entropy(hidden.flatten(0, 1), output, targets.flatten());
+}
+
+}  // namespace
 
 int64_t DropoutKeys::next() {
   const auto words = philox(random_key(seed_, Purpose::dropout), step_, used_++);
@@ -28,14 +35,12 @@ at::Tensor LanguageModel::logits(const at::Tensor& hidden) const {
 
 at::Tensor LanguageModel::mean_loss(const at::Tensor& tokens, const at::Tensor& targets,
                                     DropoutKeys* dropout) const {
-  return ops::linear_cross_entropy(hidden(tokens, nullptr, dropout).flatten(0, 1), output_,
-                                   targets.flatten());
+  return mean_loss_of(hidden(tokens, nullptr, dropout), output_, targets);
 }
 
 at::Tensor LanguageModel::mean_loss(const at::Tensor& tokens, const at::Tensor& targets,
                                     const ops::Sequences& sequences) const {
-  return ops::linear_cross_entropy(packed_hidden(tokens, sequences).flatten(0, 1), output_,
-                                   targets.flatten());
+  return mean_loss_of(packed_hidden(tokens, sequences), output_, targets);
 }
 
 at::Tensor LanguageModel::packed_hidden(const at::Tensor&, const ops::Sequences&) const {

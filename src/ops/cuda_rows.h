@@ -6,12 +6,16 @@
 // Rows of a matrix that a kernel goes over more than once.
 namespace megalodon::ops::cuda {
 
-// A thread's V columns of R rows. They come once, into shared memory [R, threads], where only the thread
-// itself reads them: several tiles may be on their way. Where a thread has more columns (not kKept), they are
-// read from the matrix each time. Rows that are not there are zeros.
-template <class T, int V, int R, bool kKept>
-struct Tile {
-  static constexpr int kPacks = kKept ? R : 0;  // of a thread
+// Norms of rows: a block takes kTileRows rows at once, a thread the same columns of each, V where rows have
+// at most kMostRowThreads packs.
+inline constexpr int kTileRows = 4, kMostRowThreads = 768;
+
+// A thread's V columns of a block's rows. They come once, into shared memory [kTileRows, threads], where only
+// the thread itself reads them: several tiles may be on their way. Where a thread has more columns (not
+// kKept), they are read from the matrix each time. Rows that are not there are zeros.
+template <class T, int V, bool kKept>
+struct RowTile {
+  static constexpr int kPacks = kKept ? kTileRows : 0;  // of a thread
 
   const T* x;  // the first row
   std::int64_t pitch;
@@ -41,10 +45,6 @@ struct Tile {
   }
 };
 
-// Norms of rows: a block takes kTileRows rows at once, a thread the same columns of each, V where rows have
-// at most kMostRowThreads packs.
-inline constexpr int kTileRows = 4, kMostRowThreads = 768;
-
 // f(i) for the first of each V columns i of the thread.
 template <int V, bool kKept, class F>
 __device__ void for_columns(std::int64_t D, F&& f) {
@@ -55,9 +55,6 @@ __device__ void for_columns(std::int64_t D, F&& f) {
     for (; i < D; i += std::int64_t{blockDim.x} * V) f(i);
   }
 }
-
-template <class T, int V, bool kKept>
-using RowTile = Tile<T, V, kTileRows, kKept>;
 
 // The rows of x from `first` on. Tile `place` of those in the block's shared memory.
 template <class T, int V, bool kKept>
