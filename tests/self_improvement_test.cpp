@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <map>
 #include <random>
@@ -78,6 +80,33 @@ TEST(Improve, LeavesARunDirectory) {
   const auto answer =
       run(folder, {"generate", (folder / "run").string(), "--prompt", "12=", "--max-tokens", "3"});
   EXPECT_EQ(answer.exit_code, 0) << answer.err;
+}
+
+TEST(Improve, LeavesModelsThatEvalAsks) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(run(folder, {"improve", reversal_config(folder)}).exit_code, 0);
+  const auto model = (folder / "run/rounds/2/model/model-1").string();
+  const auto outcome = run(folder, {"eval", model, "--task", "reverse", "--difficulty", "1,4", "--problems",
+                                    "6", "--seed", "5", "--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto end_of_line = outcome.out.find('\n');
+  const auto one = Json::parse(outcome.out.substr(0, end_of_line)),
+             four = Json::parse(outcome.out.substr(end_of_line + 1));
+  EXPECT_TRUE(one["training_may_have_seen_these"]);
+  EXPECT_EQ(four["difficulty"], "4");
+  const auto wrong = static_cast<int>(std::lround(6 * (1 - four["accuracy"].get<double>())));
+  EXPECT_EQ(four["wrong"].size(), static_cast<std::size_t>(std::min(wrong, 4)));
+  for (const auto& w : four["wrong"]) {
+    const auto prompt = w["prompt"].get<std::string>(), target = w["target"].get<std::string>();
+    EXPECT_EQ(prompt, std::string(target.rbegin(), target.rend()) + "=");
+    EXPECT_NE(w["answer"].get<std::string>() + (w["ended"].get<bool>() ? "" : "..."), target);
+  }
+  expect_refusal(folder, {"eval", model, "--task", "reverse"}, 2, {"--difficulty"});
+  expect_refusal(folder, {"eval", model, "--task", "reverse", "--difficulty", "0"}, 2, {"1 to 1000"});
+  expect_refusal(folder, {"eval", model, "--task", "copies", "--difficulty", "3"}, 2, {"copies", "maze"});
+  expect_refusal(folder, {"eval", model, "--task", "reverse_add", "--difficulty", "3"}, 2,
+                 {"no token for '+'", "reverse_add"});
+  expect_refusal(folder, {"eval", model}, 2, {"--data"});
 }
 
 TEST(Improve, WhatAKilledProcessWasWritingGoes) {

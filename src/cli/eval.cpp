@@ -4,12 +4,15 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/system.h"
 #include "cli/command.h"
 #include "data/corpus.h"
 #include "data/tokenizer.h"
 #include "evaluate/perplexity.h"
+#include "improve/evaluation.h"
 #include "model/model_folder.h"
 #include "ops/device.h"
+#include "tasks/task.h"
 
 namespace megalodon::cli {
 namespace {
@@ -18,7 +21,9 @@ struct Options {
   std::string model, task = "ppl", data, device = "auto", compute_type = "float32", name,
                      split = "validation";
   std::vector<int64_t> contexts{2048};
-  int64_t targets = 0, windows = 8, interval = 65536, tokens = 0, piece = 0;
+  int64_t targets = 0, windows = 8, interval = 65536, tokens = 0, piece = 0, problems = 1024, batch = 512;
+  std::vector<std::string> difficulties;
+  uint64_t seed = 1;
   bool truncate_statistics = false, json = false;
 };
 
@@ -74,13 +79,50 @@ void report_stream(const Options& o, const evaluate::StreamPoint& p) {
   std::fflush(stdout);
 }
 
+// Exact match of greedy answers to problems that no training draws.
+void answer_problems(const Options& o, const model::LanguageModel& model, const data::Tokenizer& tokenizer,
+                     const tasks::Task& task, std::span<const tasks::Difficulty> difficulties) {
+  improve::check_spells(tokenizer, task, o.model);
+  improve::Solver solver(model, tokenizer, task, o.batch);
+  for (const auto difficulty : difficulties) {
+    const double started = monotonic_seconds();
+    const auto result = improve::evaluate(solver, task, difficulty, o.problems, o.seed);
+    const double seconds = monotonic_seconds() - started;
+    if (o.json) {
+      Json json = improve::to_json(result);
+      json.update({{"kind", "problems"},
+                   {"model", o.name},
+                   {"task", task.name()},
+                   {"accuracy", result.mean()},
+                   {"seconds", seconds}});
+      print_json(json);
+      continue;
+    }
+    std::printf("%s %s  exact match %.4f  (%lld problems%s, %.1f s)\n", o.task.c_str(),
+                result.difficulty.c_str(), result.mean(), static_cast<long long>(result.problems),
+                result.separable ? "" : ", training may have seen these", seconds);
+    std::fflush(stdout);
+  }
+}
+
 int run(const Options& o) {
+  const bool on_text = o.task == "ppl" || o.task == "stream";
+  if (on_text && o.data.empty()) fail_request("no text", "--data", "name a text file or a folder of shards");
+  if (!on_text && o.difficulties.empty())
+    fail_request("no difficulty", "--difficulty", "give one or more, with commas between: 10,20");
+  const auto* task = on_text ? nullptr : &tasks::find_task(o.task);
+  std::vector<tasks::Difficulty> difficulties;
+  for (const auto& text : o.difficulties) difficulties.push_back(task->difficulty(text));
   const auto device = ops::open_device(o.device);
   const auto folder = model_folder(o.model);
   const auto model = model::load_model(folder, o.compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat);
   model->to(device);
   const auto tokenizer = data::load_tokenizer(folder);
   check_fits(*tokenizer, *model, o.model);
+  if (task != nullptr) {
+    answer_problems(o, *model, *tokenizer, *task, difficulties);
+    return 0;
+  }
   const auto tokens = read_tokens(o, *tokenizer);
   const model::StreamOptions stream{.piece = o.piece, .truncate_statistics = o.truncate_statistics};
   if (o.task == "stream") {
@@ -96,14 +138,18 @@ int run(const Options& o) {
 }  // namespace
 
 void add_eval(CLI::App& program, Run& chosen) {
-  auto* command = program.add_subcommand("eval", "Measure a model on text");
+  auto* command = program.add_subcommand("eval", "Measure a model on text or on a task's problems");
   auto o = std::make_shared<Options>();
   command->add_option("MODEL", o->model, "a model or run directory")->required();
+  std::vector<std::string> tasks{"ppl", "stream"};
+  for (const auto name : tasks::task_names()) tasks.emplace_back(name);
   command
-      ->add_option("--task", o->task, "ppl: loss by context length; stream: one document at constant memory")
-      ->check(CLI::IsMember({"ppl", "stream"}))
+      ->add_option("--task", o->task,
+                   "ppl: loss by context length; stream: one document at constant memory; else the problems "
+                   "of a task of self-improvement, answered greedily")
+      ->check(CLI::IsMember(tasks))
       ->capture_default_str();
-  command->add_option("--data", o->data, "a text file, or a folder of token shards")->required();
+  command->add_option("--data", o->data, "ppl, stream: a text file, or a folder of token shards");
   command->add_option("--split", o->split, "of a folder of shards: train or validation")
       ->capture_default_str();
   command->add_option("--context", o->contexts, "ppl: context lengths in tokens, with commas between")
@@ -121,6 +167,15 @@ void add_eval(CLI::App& program, Run& chosen) {
   command->add_option("--piece", o->piece, "tokens a call; 0: two chunks")->check(CLI::NonNegativeNumber);
   command->add_flag("--truncate-statistics", o->truncate_statistics,
                     "norm statistics of the last 6 to 8 chunks alone");
+  command->add_option("--difficulty", o->difficulties, "problems: as in docs/tasks.md, with commas between")
+      ->delimiter(',');
+  command->add_option("--problems", o->problems, "of each difficulty")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--batch", o->batch, "problems answered at once")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--seed", o->seed, "of the problems")->capture_default_str();
   command->add_option("--compute-type", o->compute_type, "float32 or bfloat16")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();

@@ -13,6 +13,16 @@ constexpr std::size_t kShownWrong = 4;
 
 }  // namespace
 
+void check_spells(const data::Tokenizer& tokenizer, const tasks::Task& task, std::string_view where) {
+  const auto refuse = [&](const std::string& what) {
+    fail_request("its tokenizer has no " + what, where,
+                 "name a model that was taught " + std::string(task.name()));
+  };
+  if (tokenizer.beginning_of_sequence() < 0 || tokenizer.end_of_document() < 0) refuse("begin and end");
+  for (const auto& symbol : task.symbols())
+    if (tokenizer.decode(tokenizer.encode(symbol)) != symbol) refuse("token for '" + symbol + "'");
+}
+
 Reply Solver::reply(std::span<const int32_t> tokens, bool ended, double log_probability) const {
   Reply reply{"", ended, static_cast<int64_t>(tokens.size()) + ended, log_probability};
   for (const int32_t token : tokens) {  // a model may have more tokens than its tokenizer

@@ -12,6 +12,10 @@
 
 namespace megalodon::improve {
 
+// A request error where the tokenizer cannot spell the task's problems, or has no ends of prompts and
+// answers.
+void check_spells(const data::Tokenizer& tokenizer, const tasks::Task& task, std::string_view where);
+
 // Greedy answers of all models of a run.
 class Solver {
  public:

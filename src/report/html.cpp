@@ -23,7 +23,7 @@ p { max-width: 46em; overflow-wrap: anywhere; }
 .figures b { display: block; font-size: 1.35em; line-height: 1.3; font-weight: 600; overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
 .figures span { color: var(--soft); font-size: 0.9em; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px; margin-bottom: 24px; }
 .charts figure { margin: 0; max-width: 560px; background: var(--card); border-radius: 8px; padding: 16px; }
 .scroll { overflow-x: auto; margin: 20px 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }

@@ -11,6 +11,8 @@ namespace megalodon::report {
 namespace {
 
 constexpr double kWidth = 480;
+constexpr double kTallest = 640;     // of a heat map's cells, as far as they can be shrunk
+constexpr double kLabelHeight = 15;  // rows closer than that are not all named
 
 struct Colour {
   double red, green, blue;
@@ -67,15 +69,21 @@ std::string draw(const HeatMap& map) {
   const double left = std::clamp(widest_of(map.rows) + 12, 30.0, 160.0), top = 52;
   const double cell_width =
       std::min(72.0, (kWidth - left - 2) / std::max<double>(1, static_cast<double>(map.columns.size())));
-  const double cell_height = 26;
+  const double cell_height =
+      std::clamp(kTallest / std::max<double>(1, static_cast<double>(map.rows.size())), 5.0, 26.0);
+  const double gap = cell_height < 10 ? 0.5 : 1;
   const double bottom = top + cell_height * static_cast<double>(map.rows.size());
   Svg svg(kWidth, bottom + 82, map.title);
   svg.text(0, 15, map.title, Anchor::start, "title");
   svg.text(0, 40, map.y_label, Anchor::start, "label");
-  const bool numbers = cell_width >= 34;
+  const bool numbers = cell_width >= 34 && cell_height >= 16;
+  const auto rows_a_name = static_cast<std::size_t>(std::ceil(kLabelHeight / cell_height));
+  const auto columns_a_name = static_cast<std::size_t>(std::ceil((widest_of(map.columns) + 6) / cell_width));
   for (std::size_t row = 0; row < map.rows.size(); ++row) {
     const double y = top + cell_height * static_cast<double>(row);
-    svg.text(left - 8, y + 18, map.rows[row], Anchor::end, "tick");
+    if (row % rows_a_name == 0) {
+      svg.text(left - 8, y + cell_height / 2 + 5, map.rows[row], Anchor::end, "tick");
+    }
     for (std::size_t column = 0; column < map.columns.size(); ++column) {
       const double value = map.values[row][column];
       const double share = (value - map.low) / (map.high - map.low);
@@ -83,23 +91,19 @@ std::string draw(const HeatMap& map) {
       const std::string hover = map.y_label + " " + map.rows[row] + ", " + map.x_label + " " +
                                 map.columns[column] + ": " + rounded(value, 4);
       if (!std::isfinite(share)) {
-        svg.rect(x, y, cell_width - 1, cell_height - 1, "nothing", hover);
+        svg.rect(x, y, cell_width - gap, cell_height - gap, "nothing", hover);
         continue;
       }
-      svg.rect(x, y, cell_width - 1, cell_height - 1, "cell", hover, fill(share));
+      svg.rect(x, y, cell_width - gap, cell_height - gap, "cell", hover, fill(share));
       if (numbers) {
-        svg.text(x + cell_width / 2, y + 17.5, in_cell(value, map), Anchor::middle,
+        svg.text(x + cell_width / 2, y + cell_height / 2 + 4.5, in_cell(value, map), Anchor::middle,
                  share > 0.5 ? "in-cell dark" : "in-cell light");
       }
     }
   }
-  double free_from = 0;
-  for (std::size_t column = 0; column < map.columns.size(); ++column) {
+  for (std::size_t column = 0; column < map.columns.size(); column += columns_a_name) {
     const double x = left + cell_width * (static_cast<double>(column) + 0.5);
-    const double half = text_width(map.columns[column]) / 2;
-    if (x - half < free_from) continue;
     svg.text(x, bottom + 16, map.columns[column], Anchor::middle, "tick");
-    free_from = x + half + 6;
   }
   svg.text(left, bottom + 38, map.x_label, Anchor::start, "label");
   draw_scale(svg, map, left, kWidth, bottom + 48);

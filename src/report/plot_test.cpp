@@ -220,6 +220,19 @@ TEST(HeatMap, ShowsEveryCell) {
   EXPECT_EQ(xml_fault(draw(HeatMap{"empty", "x", "y", {}, {}, {}, 0, 0})), "");
 }
 
+TEST(HeatMap, NamesSomeOfManyRows) {
+  HeatMap map{"Accuracy", "round", "digits", {"0"}, {}, {}, 0, 1};
+  for (int row = 100; row > 0; --row) {
+    map.rows.push_back(std::to_string(row));
+    map.values.push_back({1});
+  }
+  const std::string svg = draw(map);
+  EXPECT_EQ(count_of(svg, "class=\"cell\" "), 100u + 24u) << "and the scale";
+  const std::size_t names = count_of(svg, "text-anchor=\"end\" class=\"tick\"");
+  EXPECT_GT(names, 30u);
+  EXPECT_LT(names, 50u);
+}
+
 TEST(BarChart, DrawsBarsInProportion) {
   const BarChart chart{"Speed", "tokens a second", {{"a & b", 100}, {"c", 50}, {"d", kNaN}, {"e", -3}}};
   const std::string svg = draw(chart);
