@@ -119,13 +119,13 @@ bool Improvement::run(const std::vector<Listener*>& listeners) {
   }
 }
 
-std::vector<Example> Improvement::next_examples() {
+train::Batch Improvement::next_batch() {
   std::vector<Example> examples;
   for (auto& mixture : mixtures_) {
     for (int64_t i = 0; i < config_.batch; ++i)
       examples.push_back(mixture.draw(static_cast<uint64_t>(step_ * config_.batch + i)));
   }
-  return examples;
+  return learner_.batch(tokenizer_, examples);
 }
 
 bool Improvement::train() {
@@ -139,11 +139,17 @@ bool Improvement::train() {
     save();
     saved = true;
   };
-  while (round_step_ < stage.steps() && !interrupted()) {
+  std::optional<train::Batch> drawn;  // of the step to come; a checkpoint knows of none
+  while (round_step_ < stage.steps() && (drawn || !interrupted())) {
     const double started = monotonic_seconds(), rate = stage.rate(round_step_);
-    const auto outcome = learner_.step(tokenizer_, next_examples(), rate);
+    learner_.start(drawn ? *drawn : next_batch(), rate);
+    drawn.reset();
     ++round_step_;
     ++step_;
+    const bool due = config_.checkpoint_every > 0 && step_ % config_.checkpoint_every == 0;
+    const bool keeps = due || round_step_ == stage.steps();
+    if (!keeps && !interrupted()) drawn = next_batch();
+    const auto outcome = learner_.finish();
     const double seconds = monotonic_seconds() - started;
     unsaved_seconds += seconds;
     saved = false;
@@ -160,8 +166,7 @@ bool Improvement::train() {
                   "lower the learning rate; the last good checkpoint is kept");
       }
     }
-    const bool due = config_.checkpoint_every > 0 && step_ % config_.checkpoint_every == 0;
-    if (due || round_step_ == stage.steps()) keep();
+    if (keeps) keep();
   }
   if (!saved) keep();
   if (round_step_ < stage.steps()) return false;

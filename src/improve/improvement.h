@@ -69,7 +69,7 @@ class Improvement {
   void filter(const RoundFiles& files);
   void begin_round(const RoundFiles& files);
   void save() const;
-  std::vector<Example> next_examples();
+  train::Batch next_batch();
   RoundFiles files(int64_t round) const { return {config_.run, round, *config_.task}; }
   // The evaluation of `difficulty` that is line `line` of the file, done now where the file ends before.
   Evaluation evaluation_in(const std::filesystem::path& path, std::size_t line, tasks::Difficulty difficulty,

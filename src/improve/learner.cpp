@@ -114,15 +114,23 @@ train::Batch packed_batch(const data::Tokenizer& tokenizer, std::span<const Exam
   return batch;
 }
 
-Learner::Outcome Learner::step(const data::Tokenizer& tokenizer, std::span<const Example> examples,
-                               double rate) {
-  const auto batch = models_.packs()
-                         ? packed_batch(tokenizer, examples, models_.stack())
-                         : padded_batch(tokenizer, examples, models_.device().is_cuda() ? kLengths : 1);
-  const auto outcome = training_step_(batch, rate);
+train::Batch Learner::batch(const data::Tokenizer& tokenizer, std::span<const Example> examples) const {
+  const bool on_gpu = models_.device().is_cuda();
+  const auto batch = models_.packs() ? packed_batch(tokenizer, examples, models_.stack())
+                                     : padded_batch(tokenizer, examples, on_gpu ? kLengths : 1);
+  return on_gpu ? batch.pinned() : batch;
+}
+
+void Learner::start(const train::Batch& batch, double rate) {
+  training_step_.start(batch, rate);
+  tokens_ = batch.tokens.numel();
+}
+
+Learner::Outcome Learner::finish() {
+  const auto outcome = training_step_.finish();
   const auto& norms = outcome.gradient_norms;
   return {std::reduce(outcome.losses.begin(), outcome.losses.end()) / static_cast<double>(models_.stack()),
-          *std::max_element(norms.begin(), norms.end()), batch.tokens.numel(), outcome.skipped};
+          *std::max_element(norms.begin(), norms.end()), tokens_, outcome.skipped};
 }
 
 void save_members(const model::LanguageModel& models, const data::Tokenizer& tokenizer,

@@ -37,8 +37,11 @@ class Learner {
     int64_t tokens;        // padding included
     bool skipped;          // not finite; nothing changed
   };
-  // One step on examples of which each model has its equal share, one model after the other.
-  Outcome step(const data::Tokenizer& tokenizer, std::span<const Example> examples, double rate);
+  // What a step learns: examples of which each model has its equal share, one model after the other.
+  train::Batch batch(const data::Tokenizer& tokenizer, std::span<const Example> examples) const;
+  // One step, in two halves: a GPU works between them.
+  void start(const train::Batch& batch, double rate);
+  Outcome finish();
 
   // The optimizer's state and the weights of all models, in the files of save_members().
   void save(const data::Tokenizer& tokenizer, const std::filesystem::path& folder) const;
@@ -48,6 +51,7 @@ class Learner {
   model::LanguageModel& models_;
   train::AdamW optimizer_;
   train::TrainingStep training_step_;
+  int64_t tokens_ = 0;  // of the step that was started
 };
 
 // Model directories with the tokenizer: FOLDER itself for one model, FOLDER/model-1 ... FOLDER/model-K for

@@ -37,8 +37,17 @@ TrainingStep::TrainingStep(const model::LanguageModel& model, AdamW& optimizer)
           {}, at::TensorOptions(model.device()).dtype(model.device().is_cpu() ? at::kDouble : at::kFloat))) {}
 
 Batch Batch::to(at::Device device) const {
-  Batch batch{tokens.to(device), targets.to(device), sequences};
-  if (sequences) batch.sequences->borders = sequences->borders.to(device);
+  const auto moved = [&](const at::Tensor& x) {
+    return x.to(device, x.scalar_type(), /*non_blocking=*/true);
+  };
+  Batch batch{moved(tokens), moved(targets), sequences};
+  if (sequences) batch.sequences->borders = moved(sequences->borders);
+  return batch;
+}
+
+Batch Batch::pinned() const {
+  Batch batch{tokens.pin_memory(), targets.pin_memory(), sequences};
+  if (sequences) batch.sequences->borders = sequences->borders.pin_memory();
   return batch;
 }
 
@@ -95,14 +104,17 @@ at::Tensor TrainingStep::replay(const Batch& batch) {
   return step.numbers;
 }
 
-TrainingStep::Outcome TrainingStep::operator()(const Batch& batch, double rate, int64_t parts,
-                                               model::DropoutKeys* dropout) {
+void TrainingStep::start(const Batch& batch, double rate, int64_t parts, model::DropoutKeys* dropout) {
   const auto device = model_.device();
   rate_.fill_(rate);
   const auto there = batch.to(device);
   const bool repeats = device.is_cuda() && parts == 1 && is_small(model_, batch.tokens) &&
                        (dropout == nullptr || !drops(model_));
-  const auto numbers = (repeats ? replay(there) : run(there, parts, dropout)).cpu();
+  numbers_ = repeats ? replay(there) : run(there, parts, dropout);
+}
+
+TrainingStep::Outcome TrainingStep::finish() {
+  const auto numbers = numbers_.cpu();
   const auto* const number = numbers.const_data_ptr<double>();
   const int64_t K = model_.stack();
   return {{number, number + K},

@@ -19,7 +19,9 @@ struct Batch {
   at::Tensor targets;                       // the same, ops::kIgnoredTarget where nothing is to be learnt
   std::optional<ops::Sequences> sequences;  // where they are packed
 
+  // Does not wait where the tensors are in pinned memory.
   Batch to(at::Device device) const;
+  Batch pinned() const;
 };
 
 // One optimizer step: losses, gradients, clipping, update. On a CUDA device the step of a small model that
@@ -37,7 +39,13 @@ class TrainingStep {
   // The N rows go through in `parts` equal parts (one for stacked models and packed sequences), one after the
   // other.
   Outcome operator()(const Batch& batch, double rate, int64_t parts = 1,
-                     model::DropoutKeys* dropout = nullptr);
+                     model::DropoutKeys* dropout = nullptr) {
+    start(batch, rate, parts, dropout);
+    return finish();
+  }
+  // The same in two halves: a GPU works meanwhile.
+  void start(const Batch& batch, double rate, int64_t parts = 1, model::DropoutKeys* dropout = nullptr);
+  Outcome finish();
 
  private:
   using Shape = std::array<int64_t, 4>;  // N, L; of packed sequences their number and the longest's bound
@@ -54,6 +62,7 @@ class TrainingStep {
   AdamW& optimizer_;
   at::Tensor rate_;
   std::map<Shape, Recorded> recorded_;
+  at::Tensor numbers_;  // of the step that was started
 };
 
 }  // namespace megalodon::train
