@@ -24,7 +24,8 @@ variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList
     const bool has_bias = b < biased.size() && biased[b] == static_cast<int64_t>(i);
     shape.back() = w.size(-1);
     y.push_back(
-        (has_bias ? at::addmm(biases[b++].to(x.scalar_type()), rows, w) : product(rows, w)).view(shape));
+        (has_bias ? ops::product_with_bias(rows, w, biases[b++].to(x.scalar_type())) : product(rows, w))
+            .view(shape));
   }
   return y;
 }

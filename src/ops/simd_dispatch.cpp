@@ -70,4 +70,12 @@ Bfloat16Products bfloat16_products() {
   return products;
 }
 
+bool mkl_takes_avx2() {
+#if HWY_ARCH_X86
+  return simd_level() == SimdLevel::avx512 && __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 }  // namespace megalodon::ops

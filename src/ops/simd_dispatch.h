@@ -28,4 +28,7 @@ SimdLevel simd_level();
 enum class Bfloat16Products { widened, pairs, tiles };
 Bfloat16Products bfloat16_products();
 
+// Whether Intel's MKL, which multiplies float32 for torch, leaves out the AVX-512 that the processor has.
+bool mkl_takes_avx2();
+
 }  // namespace megalodon::ops

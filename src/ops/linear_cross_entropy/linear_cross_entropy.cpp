@@ -67,13 +67,12 @@ Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Ten
     for (int64_t first = k * each, end = first + each; first < end; first += most) {
       const auto block = [&](const at::Tensor& x) { return x.narrow(0, first, std::min(most, end - first)); };
       const auto x = block(hidden), target = block(targets);
-      const auto logits = at::linear(x, weight);  // [n, V]
+      const auto logits = product(x, weight.t());  // [n, V]
       const auto block_nll = cross_entropy(logits, target);
       block(nll).copy_(block_nll);
       if (!gradients) continue;
       const auto d_logits = logit_gradients(logits, target, block_nll, block(d_nll));
-      auto d_x = block(result.d_hidden);
-      at::mm_out(d_x, d_logits, weight);
+      put_product(block(result.d_hidden), d_logits, weight);
       add_product(result.d_weight[k], d_logits.t(), x);
     }
   }

@@ -1,0 +1,81 @@
+#include "ops/product.h"
+
+#include <gtest/gtest.h>
+
+#include "ops/testing.h"
+
+namespace megalodon::ops {
+namespace {
+
+constexpr double kFloat32 = 2e-6;
+
+at::Tensor exact(const at::Tensor& a, const at::Tensor& b) {
+  return at::matmul(a.to(at::kDouble), b.to(at::kDouble));
+}
+
+// Matrices as they lie in memory, or exchanged.
+at::Tensor matrix(int64_t rows, int64_t columns, bool exchanged) {
+  return exchanged ? testing::random({columns, rows}).t() : testing::random({rows, columns});
+}
+
+TEST(Product, OfOneDnnIsThatOfItsOperandsHoweverTheyLie) {
+  if (!has_onednn_product() || !testing::device().is_cpu()) GTEST_SKIP() << "no oneDNN here";
+  for (const bool first : {false, true}) {
+    for (const bool second : {false, true}) {
+      for (const auto& [M, K, N] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1},
+                                    {3, 70, 5},
+                                    {130, 33, 257},
+                                    {257, 1000, 130},
+                                    {15, 900, 128}}) {
+        SCOPED_TRACE(::testing::Message() << M << " " << K << " " << N << " " << first << second);
+        const auto a = matrix(M, K, first), b = matrix(K, N, second), bias = testing::random({N});
+        const auto y = onednn_product(a, b), with_bias = onednn_product(a, b, bias);
+        EXPECT_TRUE(y.is_contiguous());
+        EXPECT_LE(testing::relative_error(y, exact(a, b)), kFloat32);
+        EXPECT_LE(testing::relative_error(with_bias, exact(a, b) + bias), kFloat32);
+      }
+    }
+  }
+}
+
+// On processors where products of that size are oneDNN's, these are.
+TEST(Product, AgreesWithFloat64) {
+  const auto cuda = testing::device().is_cuda();
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const double tolerance = type == at::kFloat ? kFloat32 : 5e-3;
+    const auto a = testing::random({700, 130}, type), b = testing::random({120, 130}, type).t(),
+               d = testing::random({700, 120}, type), bias = testing::random({120}, type);
+    EXPECT_LE(testing::relative_error(product(a, b), exact(a, b)), tolerance);
+    EXPECT_LE(testing::relative_error(product(d.t(), a), exact(d.t(), a)), tolerance);
+    EXPECT_LE(testing::relative_error(product_with_bias(a, b, bias), exact(a, b) + bias.to(at::kDouble)),
+              tolerance);
+    EXPECT_LE(testing::relative_error(product(a, b, at::kFloat), exact(a, b)), cuda ? 1e-5 : tolerance);
+
+    auto sum = testing::random({700, 120}, type);
+    const auto before = sum.clone();
+    add_product(sum, a, b);
+    EXPECT_LE(testing::relative_error(sum, before.to(at::kDouble) + exact(a, b)), tolerance);
+    auto wide = at::zeros({700, 120}, sum.options().dtype(at::kFloat));
+    add_product(wide, a, b);
+    EXPECT_LE(testing::relative_error(wide, exact(a, b)), cuda ? 1e-5 : tolerance);
+    put_product(sum.narrow(0, 100, 500), a.narrow(0, 0, 500), b);
+    EXPECT_LE(testing::relative_error(sum.narrow(0, 100, 500), exact(a.narrow(0, 0, 500), b)), tolerance);
+
+    const auto as = testing::random({3, 200, 90}, type),
+               bs = testing::random({3, 80, 90}, type).transpose(1, 2);
+    EXPECT_LE(testing::relative_error(product(as, bs), exact(as, bs)), tolerance);
+    auto sums = testing::random({3, 200, 80}, type);
+    const auto sums_before = sums.clone();
+    add_product(sums, as, bs);
+    EXPECT_LE(testing::relative_error(sums, sums_before.to(at::kDouble) + exact(as, bs)), tolerance);
+  }
+}
+
+TEST(Product, OfWhatIsDifferentiatedHasItsDerivative) {
+  const auto a = testing::random({200, 100}).set_requires_grad(true), b = testing::random({100, 90});
+  product(a, b).sum().backward();
+  EXPECT_LE(testing::relative_error(a.grad(), b.sum(1).expand({200, 100})), kFloat32);
+}
+
+}  // namespace
+}  // namespace megalodon::ops
