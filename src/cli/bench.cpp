@@ -251,6 +251,7 @@ void bench_generate(const Options& o) {
 // Reading a document of `context` tokens.
 void bench_prefill(const Options& o) {
   const at::NoGradGuard no_grad;
+  const ops::ConstantWeights constant_weights;
   const auto model = inference_model(o);
   const auto tokens = at::randint(model::vocab_size(model->config()), {o.batch, o.context}, o.in(at::kLong));
   const auto read = [&] {
@@ -284,6 +285,7 @@ double bytes_read(const model::LanguageModel& model, const model::StreamState& s
 
 void bench_decode(const Options& o) {
   const at::NoGradGuard no_grad;
+  const ops::ConstantWeights constant_weights;
   const auto model = inference_model(o);
   double bytes = 0;
   for (const auto& parameter : model->parameters()) {

@@ -12,6 +12,7 @@
 #include "improve/evaluation.h"
 #include "model/model_folder.h"
 #include "ops/device.h"
+#include "ops/product.h"
 #include "tasks/task.h"
 
 namespace megalodon::cli {
@@ -118,6 +119,7 @@ int run(const Options& o) {
   const auto model = model::load_model(folder, o.compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat);
   model->to(device);
   const auto tokenizer = data::load_tokenizer(folder);
+  const ops::ConstantWeights constant_weights;
   check_fits(*tokenizer, *model, o.model);
   if (task != nullptr) {
     answer_problems(o, *model, *tokenizer, *task, difficulties);

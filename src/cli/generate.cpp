@@ -11,6 +11,7 @@
 #include "generate/session.h"
 #include "model/model_folder.h"
 #include "ops/device.h"
+#include "ops/product.h"
 
 namespace megalodon::cli {
 namespace {
@@ -57,6 +58,7 @@ int run(const Options& o) {
   const auto tokenizer = data::load_tokenizer(folder);
   check_fits(*tokenizer, *model, o.model);
   const model::StreamOptions stream{.truncate_statistics = o.truncate_statistics};
+  const ops::ConstantWeights constant_weights;
   auto session =
       o.state_in.empty() ? generate::Session(*model, stream) : generate::Session(*model, o.state_in, stream);
   read_prompt(o, *tokenizer, session);

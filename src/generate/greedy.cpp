@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "ops/cross_entropy/cross_entropy.h"
+#include "ops/product.h"
 
 namespace megalodon::generate {
 namespace {
@@ -174,6 +175,7 @@ class Batch {
 std::vector<std::vector<Answer>> GreedyDecoder::answer(std::span<const std::vector<std::int32_t>> prompts,
                                                        const GreedyOptions& options) {
   const at::NoGradGuard no_grad;
+  const ops::ConstantWeights constant_weights;
   std::vector<std::vector<Answer>> answers(static_cast<std::size_t>(model_.stack()),
                                            std::vector<Answer>(prompts.size()));
   std::vector<std::size_t> order(prompts.size());

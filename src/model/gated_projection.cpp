@@ -16,14 +16,13 @@ using Optional = std::optional<at::Tensor>;
 at::Tensor value(const at::Tensor& a, const Optional& b, const at::Tensor& weight, const Drop& drop,
                  const Optional& onto) {
   const auto rows = rows_of(drop(ops::swiglu(a, b)), weight);
-  const auto w = weight.to(a.scalar_type()).transpose(-2, -1);
   if (onto) {
-    ops::add_product(rows_of(*onto, weight), rows, w);
+    ops::add_product(rows_of(*onto, weight), rows, weight.to(a.scalar_type()).transpose(-2, -1));
     return *onto;
   }
   auto shape = a.sizes().vec();
-  shape.back() = w.size(-1);
-  return product(rows, w).view(shape);
+  shape.back() = weight.size(-2);
+  return ops::linear_layer(rows, weight).view(shape);
 }
 
 struct GatedProjection : torch::autograd::Function<GatedProjection> {

@@ -20,12 +20,10 @@ variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList
   auto shape = x.sizes().vec();
   variable_list y;
   for (std::size_t i = 0, b = 0; i < weights.size(); ++i) {
-    const auto rows = rows_of(x, weights[i]), w = weights[i].to(x.scalar_type()).transpose(-2, -1);
     const bool has_bias = b < biased.size() && biased[b] == static_cast<int64_t>(i);
-    shape.back() = w.size(-1);
-    y.push_back(
-        (has_bias ? ops::product_with_bias(rows, w, biases[b++].to(x.scalar_type())) : product(rows, w))
-            .view(shape));
+    shape.back() = weights[i].size(-2);
+    y.push_back(ops::linear_layer(rows_of(x, weights[i]), weights[i], has_bias ? biases[b++] : at::Tensor())
+                    .view(shape));
   }
   return y;
 }

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <memory>
+#include <unordered_map>
+
 #include "ops/simd_dispatch.h"
 
 namespace megalodon::ops {
@@ -12,23 +15,68 @@ namespace {
 using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                           std::string_view, c10::List<std::optional<at::Scalar>>,
                           std::optional<std::string_view>);
+using Order = at::Tensor(const at::Tensor&, std::optional<int64_t>);
 
-const std::optional<c10::TypedOperatorHandle<Linear>>& onednn_linear() {
-  static const auto op = [] {
-    const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-    return found ? std::optional(found->typed<Linear>()) : std::nullopt;
-  }();
+// torch's names for oneDNN's linear layer, and for a weight in the order that suits products with so many
+// rows.
+template <class F>
+std::optional<c10::TypedOperatorHandle<F>> find(const char* name) {
+  const auto found = c10::Dispatcher::singleton().findSchema({name, ""});
+  return found ? std::optional(found->template typed<F>()) : std::nullopt;
+}
+const auto& onednn_linear() {
+  static const auto op = find<Linear>("mkldnn::_linear_pointwise");
   return op;
+}
+const auto& onednn_order() {
+  static const auto op = find<Order>("mkldnn::_reorder_linear_weight");
+  return op;
+}
+
+at::Tensor onednn_linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
+  TORCH_CHECK(has_onednn_product(), "onednn_product: this torch has no mkldnn::_linear_pointwise");
+  return onednn_linear()->call(x, w, bias.defined() ? std::optional(bias) : std::nullopt, "none",
+                               c10::List<std::optional<at::Scalar>>(), "");
 }
 
 // Smaller products are done before oneDNN has begun.
 constexpr int64_t kWorthIt = 1 << 20;
 
-bool is_for_onednn(const at::Tensor& a, const at::Tensor& b) {
+bool is_worth_it(const at::Tensor& a, int64_t columns) {
+  return a.is_cpu() && a.size(-2) * a.size(-1) * columns >= kWorthIt;
+}
+
+bool is_float_for_onednn() {
   static const bool is_faster = mkl_takes_avx2() && has_onednn_product();
-  return is_faster && a.is_cpu() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
-         a.size(-2) * a.size(-1) * b.size(-1) >= kWorthIt &&
+  return is_faster;
+}
+
+bool is_for_onednn(const at::Tensor& a, const at::Tensor& b) {
+  return is_float_for_onednn() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
+         is_worth_it(a, b.size(-1)) &&
          !(at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad()));
+}
+
+bool is_faster_in_order(at::ScalarType type) {
+  static const bool has_order = has_onednn_product() && onednn_order().has_value();
+  return has_order &&
+         (type == at::kFloat ? is_float_for_onednn()
+                             : type == at::kBFloat16 && bfloat16_products() != Bfloat16Products::widened);
+}
+
+// What was made of a weight; `weight` keeps its address from becoming another's.
+struct Kept {
+  at::Tensor weight;
+  at::ScalarType type;
+  at::Tensor cast, ordered;
+};
+thread_local std::unique_ptr<std::unordered_map<const c10::TensorImpl*, Kept>> constant_weights;
+
+Kept* kept(const at::Tensor& weight, at::ScalarType type) {
+  if (constant_weights == nullptr || !weight.is_cpu()) return nullptr;
+  auto& found = (*constant_weights)[weight.unsafeGetTensorImpl()];
+  if (!found.weight.defined() || found.type != type) found = {weight, type, {}, {}};
+  return &found;
 }
 
 at::Tensor onednn_products(const at::Tensor& a, const at::Tensor& b) {
@@ -44,14 +92,10 @@ bool has_onednn_product() {
 }
 
 at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
-  TORCH_CHECK(has_onednn_product(), "onednn_product: this torch has no mkldnn::_linear_pointwise");
-  const auto linear = [&](const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& added) {
-    return onednn_linear()->call(x, w, added, "none", c10::List<std::optional<at::Scalar>>(), "");
-  };
   // The left side is copied unless its rows lie in memory: then rather the smaller of both.
   if (!bias.defined() && !a.is_contiguous() && b.size(1) < a.size(0))
-    return linear(b.t(), a, std::nullopt).t().contiguous();
-  return linear(a, b.t(), bias.defined() ? std::optional(bias) : std::nullopt);
+    return onednn_linear(b.t(), a, {}).t().contiguous();
+  return onednn_linear(a, b.t(), bias);
 }
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
@@ -85,6 +129,28 @@ void add_product(at::Tensor sum, const at::Tensor& a, const at::Tensor& b) {
   } else {
     a.dim() == 3 ? at::baddbmm_out(sum, sum, a, b, type) : at::addmm_out(sum, sum, a, b, type);
   }
+}
+
+at::Tensor linear_layer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const auto type = x.scalar_type();
+  const auto of_bias = bias.defined() ? bias.to(type) : bias;
+  auto* const known = kept(weight, type);
+  if (known != nullptr && weight.dim() == 2 && is_worth_it(x, weight.size(0)) && is_faster_in_order(type)) {
+    if (!known->ordered.defined()) known->ordered = onednn_order()->call(weight.detach().to(type), x.size(0));
+    return onednn_linear(x, known->ordered, of_bias);
+  }
+  const auto cast = known != nullptr && known->cast.defined() ? known->cast : weight.to(type);
+  if (known != nullptr) known->cast = cast;
+  const auto w = cast.transpose(-2, -1);
+  return bias.defined() ? product_with_bias(x, w, of_bias) : product(x, w);
+}
+
+ConstantWeights::ConstantWeights() : outermost_(constant_weights == nullptr) {
+  if (outermost_) constant_weights = std::make_unique<std::unordered_map<const c10::TensorImpl*, Kept>>();
+}
+
+ConstantWeights::~ConstantWeights() {
+  if (outermost_) constant_weights.reset();
 }
 
 }  // namespace megalodon::ops

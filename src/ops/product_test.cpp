@@ -71,6 +71,38 @@ TEST(Product, AgreesWithFloat64) {
   }
 }
 
+TEST(LinearLayer, KeepsWhatItMakesOfConstantWeights) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    SCOPED_TRACE(type);
+    const double tolerance = type == at::kFloat ? kFloat32 : 6e-3;
+    auto w = testing::random({130, 90});
+    const auto bias = testing::random({130}), stack = testing::random({3, 130, 90});
+    const auto expect_right = [&] {
+      for (const int64_t rows : {1, 7, 300}) {
+        const auto x = testing::random({rows, 90}, type);
+        const auto expected = exact(x, w.to(type).t());
+        const auto y = linear_layer(x, w);
+        EXPECT_EQ(y.scalar_type(), type);
+        EXPECT_LE(testing::relative_error(y, expected), tolerance);
+        EXPECT_LE(testing::relative_error(linear_layer(x, w, bias), expected + bias.to(at::kDouble)),
+                  tolerance);
+        const auto xs = testing::random({3, rows, 90}, type);
+        EXPECT_LE(testing::relative_error(linear_layer(xs, stack), exact(xs, stack.to(type).transpose(1, 2))),
+                  tolerance);
+      }
+    };
+    expect_right();
+    {
+      const ConstantWeights outer;
+      const ConstantWeights inner;
+      expect_right();
+      expect_right();
+    }
+    w.mul_(-2);
+    expect_right();
+  }
+}
+
 TEST(Product, OfWhatIsDifferentiatedHasItsDerivative) {
   const auto a = testing::random({200, 100}).set_requires_grad(true), b = testing::random({100, 90});
   product(a, b).sum().backward();
