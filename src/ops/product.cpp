@@ -3,9 +3,11 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <algorithm>
 #include <memory>
 #include <unordered_map>
 
+#include "base/parallel.h"
 #include "ops/simd_dispatch.h"
 
 namespace megalodon::ops {
@@ -79,6 +81,29 @@ Kept* kept(const at::Tensor& weight, at::ScalarType type) {
   return &found;
 }
 
+// x [R, C] as columns: y [C, R]. In squares, so that neither is read or written line by line of the cache.
+void exchange(const float* x, int64_t R, int64_t C, float* y) {
+  constexpr int64_t side = 16;
+  parallel_for((C + side - 1) / side, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * side; c < std::min(end * side, C); c += side) {
+      const int64_t columns = std::min(side, C - c);
+      for (int64_t r = 0; r < R; r += side) {
+        const int64_t rows = std::min(side, R - r);
+        for (int64_t j = 0; j < columns; ++j)
+          for (int64_t i = 0; i < rows; ++i) y[(c + j) * R + r + i] = x[(r + i) * C + c + j];
+      }
+    }
+  });
+}
+
+// torch's own copy of columns is of one thread.
+at::Tensor rows_in_memory(const at::Tensor& a) {
+  if (!a.t().is_contiguous()) return a.contiguous();
+  auto rows = at::empty(a.sizes(), a.options());
+  exchange(a.const_data_ptr<float>(), a.size(1), a.size(0), rows.mutable_data_ptr<float>());
+  return rows;
+}
+
 at::Tensor onednn_products(const at::Tensor& a, const at::Tensor& b) {
   auto y = at::empty({a.size(0), a.size(1), b.size(2)}, a.options());
   for (int64_t s = 0; s < a.size(0); ++s) y[s].copy_(onednn_product(a[s], b[s]));
@@ -94,8 +119,8 @@ bool has_onednn_product() {
 at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
   // The left side is copied unless its rows lie in memory: then rather the smaller of both.
   if (!bias.defined() && !a.is_contiguous() && b.size(1) < a.size(0))
-    return onednn_linear(b.t(), a, {}).t().contiguous();
-  return onednn_linear(a, b.t(), bias);
+    return onednn_linear(rows_in_memory(b.t()), a, {}).t().contiguous();
+  return onednn_linear(rows_in_memory(a), b.t(), bias);
 }
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
