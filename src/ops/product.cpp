@@ -26,18 +26,18 @@ std::optional<c10::TypedOperatorHandle<F>> find(const char* name) {
   const auto found = c10::Dispatcher::singleton().findSchema({name, ""});
   return found ? std::optional(found->template typed<F>()) : std::nullopt;
 }
-const auto& onednn_linear() {
+const auto& linear_op() {
   static const auto op = find<Linear>("mkldnn::_linear_pointwise");
   return op;
 }
-const auto& onednn_order() {
+const auto& order_op() {
   static const auto op = find<Order>("mkldnn::_reorder_linear_weight");
   return op;
 }
 
 at::Tensor onednn_linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
   TORCH_CHECK(has_onednn_product(), "onednn_product: this torch has no mkldnn::_linear_pointwise");
-  return onednn_linear()->call(x, w, bias.defined() ? std::optional(bias) : std::nullopt, "none",
+  return linear_op()->call(x, w, bias.defined() ? std::optional(bias) : std::nullopt, "none",
                                c10::List<std::optional<at::Scalar>>(), "");
 }
 
@@ -60,7 +60,7 @@ bool is_for_onednn(const at::Tensor& a, const at::Tensor& b) {
 }
 
 bool is_faster_in_order(at::ScalarType type) {
-  static const bool has_order = has_onednn_product() && onednn_order().has_value();
+  static const bool has_order = has_onednn_product() && order_op().has_value();
   return has_order &&
          (type == at::kFloat ? is_float_for_onednn()
                              : type == at::kBFloat16 && bfloat16_products() != Bfloat16Products::widened);
@@ -113,7 +113,7 @@ at::Tensor onednn_products(const at::Tensor& a, const at::Tensor& b) {
 }  // namespace
 
 bool has_onednn_product() {
-  return onednn_linear().has_value();
+  return linear_op().has_value();
 }
 
 at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
@@ -161,7 +161,7 @@ at::Tensor linear_layer(const at::Tensor& x, const at::Tensor& weight, const at:
   const auto of_bias = bias.defined() ? bias.to(type) : bias;
   auto* const known = kept(weight, type);
   if (known != nullptr && weight.dim() == 2 && is_worth_it(x, weight.size(0)) && is_faster_in_order(type)) {
-    if (!known->ordered.defined()) known->ordered = onednn_order()->call(weight.detach().to(type), x.size(0));
+    if (!known->ordered.defined()) known->ordered = order_op()->call(weight.detach().to(type), x.size(0));
     return onednn_linear(x, known->ordered, of_bias);
   }
   const auto cast = known != nullptr && known->cast.defined() ? known->cast : weight.to(type);
