@@ -37,6 +37,16 @@ __device__ inline void unpack(const Pack<T, V>& pack, float (&to)[V]) {
 #pragma unroll
   for (int i = 0; i < V; ++i) to[i] = to_float(pack.value[i]);
 }
+// By words of two: an instruction for each number.
+template <int V>
+  requires(V % 2 == 0)
+__device__ inline void unpack(const Pack<Bfloat16, V>& pack, float (&to)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; i += 2) {
+    const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(pack.value)[i / 2];
+    to[i] = __uint_as_float(word << 16), to[i + 1] = __uint_as_float(word & 0xffff0000);
+  }
+}
 template <int V, class T>
 __device__ inline Pack<T, V> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, V>*>(from);

@@ -137,24 +137,6 @@ struct Share {
   }
 };
 
-template <int V>
-__device__ void unpack_words(const Pack<float, V>& pack, float (&to)[V]) {
-  unpack(pack, to);
-}
-// By words of two: an instruction for each number.
-template <int V>
-__device__ void unpack_words(const Pack<Bfloat16, V>& pack, float (&to)[V]) {
-  if constexpr (V == 1) {
-    unpack(pack, to);
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; i += 2) {
-      const unsigned word = reinterpret_cast<const unsigned*>(pack.value)[i / 2];
-      to[i] = __uint_as_float(word << 16), to[i + 1] = __uint_as_float(word & 0xffff0000);
-    }
-  }
-}
-
 // A thread's rows of a tile of x. They come once, into shared memory, where only the thread itself reads
 // them; where a group is too wide they are read from x each time. What is read of rows that are not there
 // means nothing.
@@ -189,9 +171,9 @@ struct Rows {
   }
   __device__ void read(const Share<V, kKept>& own, int r, int offset, float (&to)[V]) const {
     if constexpr (kKept) {
-      unpack_words(kept[r * kThreads], to);
+      unpack(kept[r * kThreads], to);
     } else {
-      unpack_words(own.has_row(r) ? load_pack<V>(x + r * pitch + offset) : Pack<T, V>{}, to);
+      unpack(own.has_row(r) ? load_pack<V>(x + r * pitch + offset) : Pack<T, V>{}, to);
     }
   }
 };
