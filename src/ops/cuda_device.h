@@ -94,7 +94,14 @@ inline unsigned threads_for(std::int64_t items) {
   return static_cast<unsigned>(items >= 256 ? 256 : ceil_div(items, 32) * 32);
 }
 
-// More than 48 KB of shared memory, dynamic and static, must be asked for.
+// Bytes of shared memory that a block of the current device may have.
+inline std::size_t most_shared_memory() {
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<std::size_t>(most);
+}
+// More than 48 KB of it, dynamic and static, must be asked for.
 template <class Kernel>
 void allow_shared_memory(Kernel kernel, std::size_t bytes) {
   if (bytes > 32 * 1024)
