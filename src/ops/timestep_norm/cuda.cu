@@ -15,7 +15,10 @@
 //
 // One kernel each way. A tile is kSteps steps of as many groups as a warp reads at once. A block reads it
 // once, sums over the features, waits for the sums of the tiles before it, and writes the result; its next
-// tile is on the way meanwhile. All blocks wait for the slowest, unless they tell their sums early (forward).
+// tile is on the way meanwhile. All blocks would wait for the slowest and then all read, all compute, all
+// write: so a tile goes through its block in two parts, and between the first and the second comes the first
+// part of the block's next tile. A tile's sum is told long before the tiles after it ask, and hardly any
+// waits.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -84,13 +87,6 @@ __device__ Place place_of(const Plan& plan, unsigned ticket) {
   const unsigned turn = ticket / plan.chains, chain = ticket % plan.chains, b = chain / plan.slices;
   return {static_cast<int>(b), static_cast<int>(chain - b * plan.slices) * plan.groups,
           static_cast<int>(turn)};
-}
-// For all threads, which meet here.
-__device__ Place share_place(const Plan& plan, unsigned ticket) {
-  __shared__ Place place;
-  if (threadIdx.x == 0) place = place_of(plan, ticket);
-  __syncthreads();
-  return place;
 }
 
 // A thread's share of a tile: V columns of the rows, and those 32 V further on where a group is wider.
@@ -201,6 +197,7 @@ struct Counts {
   unsigned bits;
   std::int64_t before;  // counted steps before the tile, earlier calls' too
 
+  Counts() = default;
   template <int V, bool kKept>
   __device__ Counts(const std::uint8_t* mask, const TimestepNormShape& s, const Share<V, kKept>& own) {
     bits = ~0u >> (kSteps - own.steps);
@@ -351,8 +348,6 @@ struct Chain {
   }
 };
 
-// A tile goes through its block in two parts, and between the first and the second comes the first part of
-// the block's next tile: so a tile's sum is told long before the tiles after it ask, and hardly any waits.
 // Three tiles are in shared memory: one to be written, one to be summed up, one on its way.
 constexpr int kForwardTiles = 3;
 
@@ -522,22 +517,105 @@ static_assert(kRows * sizeof(Bfloat16) >= 2 * sizeof(float));
 //   d_mean = -rstd sum(h),   d_var = -rstd^3 sum(h u) / 2,
 // and S and Q get (d_mean - 2 (mean - center) d_var)/n and d_var/n from it and from every step after, so that
 //   dx = h rstd + (dS + 2 (x - center) dQ) / K.
+// These two of the lane's step, the last first, and the steps of the tile after it. Returns the tile's sum.
+__device__ Sums gradient_sums(const BackwardStep& now, const Counts& counts, Sums& sums) {
+  const int t = kSteps - 1 - static_cast<int>(threadIdx.x) % 32;
+  sums = {0, 0};
+  if (counts.has(t)) {
+    const double distance = now.distance;
+    const float d_mean = -now.rstd * now.constant, d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
+    const Divisor by_n(counts.until(t));
+    sums = {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
+  }
+  return scan(sums);
+}
+
+// dx of a tile, and the sums over its steps for weight and bias, in the place of its x. For all threads.
+template <class T, int V, bool kKept>
+__device__ void write_tile(const TimestepNormShape& s, const TimestepNormBackward<T>& a, const Plan& plan,
+                           const Share<V, kKept>& own, const Counts& counts, const Rows<T, V, kKept>& x,
+                           const Rows<T, V, kKept>& dy, const StepArray<BackwardStep>& step,
+                           float* parameter_sums) {
+  const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
+  if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
+  for (int offset = 0; offset < plan.K; offset += 32 * V) {
+    float of_columns[2][V] = {};  // gradients of weight and bias
+    if (own.first + offset < plan.K) {
+      float weight[V];
+      load(a.weight + own.column(plan) + offset, weight);
+#pragma unroll
+      for (int j = 0; j < V; ++j) weight[j] += 1;
+      T* to = a.dx + own.first_element(s, plan) + offset;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r, to += x.pitch) {
+        const BackwardStep now = step(own.step(r), own.g);
+        const float mean = center + now.distance;
+        if (!counts.has(own.step(r))) continue;
+        float v[V], d[V];
+        x.read(own, r, offset, v);
+        dy.read(own, r, offset, d);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const float u = v[j] - mean, scaled = d[j] * now.rstd;
+          of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
+          v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
+        }
+        store(v, to);
+      }
+    }
+    __syncthreads();
+    constexpr int P = kSumsOfPack<V>;
+    auto* const partial = reinterpret_cast<SumPack<V>*>(x.kept - threadIdx.x);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        partial[(k * V + j) / P * kThreads + threadIdx.x].value[j % P] = of_columns[k][j];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kSumPacks<V> * 32; i += kThreads) {
+      const int pack = i / 32, lane = i % 32, g = lane >> plan.lane_bits, k = pack * P / V;
+      const int column = (lane & (plan.lanes() - 1)) * V + offset + pack * P % V;
+      if (g >= own.groups || column >= plan.K) continue;
+      float sums[P] = {};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const SumPack<V> of_warp = partial[pack * kThreads + w * 32 + lane];
+#pragma unroll
+        for (int p = 0; p < P; ++p) sums[p] += of_warp.value[p];
+      }
+      const std::int64_t of_tile = std::int64_t{own.b} * plan.tiles + own.tile;
+      store(sums,
+            parameter_sums + (of_tile * 2 + k) * s.D + (std::int64_t{own.first_group} + g) * plan.K + column);
+    }
+  }
+}
+
 template <class T, int V, bool kKept>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     backward(TimestepNormShape s, TimestepNormBackward<T> a, Plan plan, float* parameter_sums) {
   extern __shared__ uint4 shared[];
-  using Tile = Rows<T, V, kKept>;  // twice x and dy
+  __shared__ Place places[4];      // of tile i of the block: i % 4
+  using Tile = Rows<T, V, kKept>;  // twice x and dy: more would be a block less of a multiprocessor
   auto* const steps =
       reinterpret_cast<BackwardStep*>(shared + kBackwardTiles<T, V, kKept> / sizeof(uint4));  // also twice
-  const auto step_array = [&](int place) {
-    return StepArray<BackwardStep>{steps + place * StepArray<BackwardStep>::kPitch * plan.groups};
+  const auto step_array = [&](int i) {
+    return StepArray<BackwardStep>{steps + i % 2 * StepArray<BackwardStep>::kPitch * plan.groups};
   };
-  const auto start = [&](Place at, int place) {
-    if (at.turn < plan.tiles) {
-      const Share<V, kKept> own(s, plan, at, true);
-      Tile(a.x, s, plan, own, shared, 2 * place).start(plan, own);
-      Tile(a.dy, s, plan, own, shared, 2 * place + 1).start(plan, own);
-      const auto step = step_array(place);
+  const auto is_tile = [&](int i) { return places[i % 4].turn < plan.tiles; };
+  const auto share_of = [&](int i) { return Share<V, kKept>(s, plan, places[i % 4], true); };
+  const auto x_of = [&](const Share<V, kKept>& own, int i) {
+    return Tile(a.x, s, plan, own, shared, i % 2 * 2);
+  };
+  const auto dy_of = [&](const Share<V, kKept>& own, int i) {
+    return Tile(a.dy, s, plan, own, shared, i % 2 * 2 + 1);
+  };
+  const auto start = [&](int i) {
+    if (is_tile(i)) {
+      const auto own = share_of(i);
+      x_of(own, i).start(plan, own);
+      dy_of(own, i).start(plan, own);
+      const auto step = step_array(i);
       own.for_statistics(s, plan, [&](int t, int g, std::int64_t from) {
         __pipeline_memcpy_async(&step(t, g).distance, a.step_mean + from + (own.b + 1) * s.G, 4);
         __pipeline_memcpy_async(&step(t, g).rstd, a.step_rstd + from, 4);
@@ -545,25 +623,16 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     }
     __pipeline_commit();
   };
-
-  Place at = share_place(plan, take_ticket(plan));
-  start(at, 0);
-  __syncthreads();
-  for (int place = 0; at.turn < plan.tiles; place ^= 1) {
-    const unsigned next = take_ticket(plan);
-    const Share<V, kKept> own(s, plan, at, true);
-    const Tile x(a.x, s, plan, own, shared, 2 * place), dy(a.dy, s, plan, own, shared, 2 * place + 1);
-    const auto step = step_array(place);
-    Counts counts(a.mask, s, own);
-    const std::int64_t last_count = a.last_count[own.b];
-    counts.before = last_count - counted(a.mask, s, own.b, own.first_step(), s.L);
+  // The gradients of mean and variance of each step of tile i.
+  const auto sum_up = [&](int i) {
+    const auto own = share_of(i);
+    const Tile x = x_of(own, i), dy = dy_of(own, i);
+    const auto step = step_array(i);
     const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
     float weight[V] = {};
     if (own.first < plan.K) load(a.weight + own.column(plan), weight);
     __pipeline_wait_prior(0);
     __syncwarp();  // the steps came for other lanes
-
-    // The gradients of mean and variance of each step.
     float sum_h[kRows] = {}, sum_hu[kRows] = {};
     own.for_columns(plan, [&](int offset) {
       if (offset > 0) load(a.weight + own.column(plan) + offset, weight);
@@ -589,34 +658,30 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
         to.slope = sum_hu[r], to.constant = sum_h[r];
       }
     }
-    at = share_place(plan, next);
-    start(at, place ^ 1);
+  };
 
+  // The second part of tile i: what comes from the tiles after it, and its gradients.
+  const auto finish = [&](int i, const Counts& counts) {
+    const auto own = share_of(i);
+    const Tile x = x_of(own, i), dy = dy_of(own, i);
+    const auto step = step_array(i);
+    const std::int64_t last_count = a.last_count[own.b];
     for (int g = own.warp(); g < own.groups; g += kWarps) {
       const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
-      const int t = kSteps - 1 - own.lane();
-      const bool counts_here = counts.has(t);
-      const BackwardStep now = step(t, g);
-      const double distance = now.distance;
+      const int t = kSteps - 1 - own.lane(), turn = plan.tiles - 1 - own.tile;
+      const double distance = step(t, g).distance;
       const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
                    last_mean = a.step_mean[((own.b + 1) * (s.L + 1) - 1) * s.G + group];
-      Sums sums{0, 0};
-      if (counts_here) {
-        const float d_mean = -now.rstd * now.constant,
-                    d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
-        const Divisor by_n(counts.until(t));
-        sums = {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
-      }
-      const int turn = plan.tiles - 1 - own.tile;
+      Sums sums;
+      gradient_sums(step(t, g), counts, sums);
       const Chain chain(s, plan, own.b, group);
-      chain.tell(turn, scan(sums));
       sums = chain.before(turn) + sums;
       chain.pass_on(turn, sums);
       if (last_count > 0) {
         const Divisor by_n(last_count);
         sums = Sums{by_n(d_last_mean - 2 * last_mean * d_last_var), by_n(d_last_var)} + sums;
       }
-      if (counts_here) {
+      if (counts.has(t)) {
         step(t, g).slope = static_cast<float>(2 * sums.q) * plan.scale;
         step(t, g).constant = static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale;
       }
@@ -626,58 +691,34 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     }
     __syncthreads();
 
-    if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
-    for (int offset = 0; offset < plan.K; offset += 32 * V) {
-      float of_columns[2][V] = {};  // gradients of weight and bias
-      if (own.first + offset < plan.K) {
-        if (!kKept) load(a.weight + own.column(plan) + offset, weight);
-#pragma unroll
-        for (int j = 0; j < V; ++j) weight[j] += 1;
-        T* to = a.dx + own.first_element(s, plan) + offset;
-#pragma unroll
-        for (int r = 0; r < kRows; ++r, to += x.pitch) {
-          const BackwardStep now = step(own.step(r), own.g);
-          const float mean = center + now.distance;
-          if (!counts.has(own.step(r))) continue;
-          float v[V], d[V];
-          x.read(own, r, offset, v);
-          dy.read(own, r, offset, d);
-#pragma unroll
-          for (int j = 0; j < V; ++j) {
-            const float u = v[j] - mean, scaled = d[j] * now.rstd;
-            of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
-            v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
-          }
-          store(v, to);
-        }
-      }
-      __syncthreads();
-      constexpr int P = kSumsOfPack<V>;
-      auto* const partial =
-          reinterpret_cast<SumPack<V>*>(reinterpret_cast<Pack<T, V>*>(shared) + 2 * place * Tile::kPacks);
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-#pragma unroll
-        for (int j = 0; j < V; ++j)
-          partial[(k * V + j) / P * kThreads + threadIdx.x].value[j % P] = of_columns[k][j];
-      }
-      __syncthreads();
-      for (int i = threadIdx.x; i < kSumPacks<V> * 32; i += kThreads) {
-        const int pack = i / 32, lane = i % 32, g = lane >> plan.lane_bits, k = pack * P / V;
-        const int column = (lane & (plan.lanes() - 1)) * V + offset + pack * P % V;
-        if (g >= own.groups || column >= plan.K) continue;
-        float sums[P] = {};
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          const SumPack<V> of_warp = partial[pack * kThreads + w * 32 + lane];
-#pragma unroll
-          for (int p = 0; p < P; ++p) sums[p] += of_warp.value[p];
-        }
-        const std::int64_t of_tile = std::int64_t{own.b} * plan.tiles + own.tile;
-        store(sums, parameter_sums + (of_tile * 2 + k) * s.D + (std::int64_t{own.first_group} + g) * plan.K +
-                        column);
+    write_tile(s, a, plan, own, counts, x, dy, step, parameter_sums);
+    __syncthreads();  // the tile's place is free
+  };
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) places[i] = place_of(plan, take_ticket(plan));
+  }
+  __syncthreads();
+  start(0);
+  Counts counts, counts_of_coming;
+  for (int coming = 0; coming == 0 || is_tile(coming - 1); ++coming, counts = counts_of_coming) {
+    const unsigned ticket = take_ticket(plan);
+    if (is_tile(coming)) sum_up(coming);
+    if (threadIdx.x == 0) places[(coming + 2) % 4] = place_of(plan, ticket);
+    __syncthreads();
+    if (is_tile(coming)) {
+      const auto own = share_of(coming);
+      counts_of_coming = Counts(a.mask, s, own);
+      counts_of_coming.before = a.last_count[own.b] - counted(a.mask, s, own.b, own.first_step(), s.L);
+      for (int g = kWarps - 1 - own.warp(); g < own.groups; g += kWarps) {
+        Sums sums;
+        const Sums total =
+            gradient_sums(step_array(coming)(kSteps - 1 - own.lane(), g), counts_of_coming, sums);
+        Chain(s, plan, own.b, own.first_group + g).tell(plan.tiles - 1 - own.tile, total);
       }
     }
+    if (coming > 0) finish(coming - 1, counts);
+    start(coming + 1);
   }
 }
 
