@@ -33,12 +33,6 @@ struct Memory {
   Barrier arrived;
 };
 
-// a and b as sums of two bfloat16 numbers each, packed.
-__device__ inline void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
-  high = pack(a, b);
-  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
-}
-
 // The coefficients of one feature, in the direction of time that is gone through.
 template <bool kBack>
 struct Feature {

@@ -53,4 +53,10 @@ __device__ inline std::uint32_t pack(float first, float second) {
   return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
+// a and b as sums of two bfloat16 numbers each, packed.
+__device__ inline void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
+  high = pack(a, b);
+  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
+}
+
 }  // namespace megalodon::ops::cuda
