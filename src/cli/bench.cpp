@@ -1,5 +1,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -58,6 +60,13 @@ void print_profile(const Options& o, const std::function<void()>& f) {
   if (!o.json) std::printf("  %9.3f ms in %zu kinds of work\n", total * 1e3, entries.size());
 }
 
+// The middle one.
+double median(std::vector<double> times) {
+  const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+  std::nth_element(times.begin(), middle, times.end());
+  return *middle;
+}
+
 // The median of `repeats` timings after one that warms up.
 template <class F>
 double median_seconds(const Options& o, int64_t repeats, const F& f) {
@@ -70,8 +79,27 @@ double median_seconds(const Options& o, int64_t repeats, const F& f) {
     const double seconds = monotonic_seconds() - started;
     if (i > 0) times.push_back(seconds);
   }
-  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
-  return times[times.size() / 2];
+  return median(times);
+}
+
+// The same of a call f(i) among calls i = 0, 1, .. in a row; on a GPU by its own clock, so that neither
+// launching nor waiting counts where the work is longer.
+template <class F>
+double median_seconds_in_row(const Options& o, const F& f) {
+  constexpr int64_t kInRow = 8;
+  if (!o.on.is_cuda()) return median_seconds(o, o.repeats, [&] { f(0); });
+  const auto stream = c10::impl::getDeviceGuardImpl(o.on.type())->getStream(o.on);
+  std::vector<double> times;
+  for (int64_t repeat = 0; repeat <= o.repeats; ++repeat) {
+    c10::Event begin(o.on.type(), c10::EventFlag::BACKEND_DEFAULT),
+        end(o.on.type(), c10::EventFlag::BACKEND_DEFAULT);
+    begin.record(stream);
+    for (int64_t i = 0; i < kInRow; ++i) f(i);
+    end.record(stream);
+    ops::synchronize(o.on);
+    if (repeat > 0) times.push_back(begin.elapsedTime(end) / 1e3 / kInRow);
+  }
+  return median(times);
 }
 
 // The two ceilings, measured: products of square matrices, and a large copy (bytes read and written).
@@ -316,61 +344,93 @@ void bench_decode(const Options& o) {
   if (o.profiled) print_profile(o, step);
 }
 
+// An operator, timed on inputs that are made anew by `fresh` until they are too many for the caches of a GPU,
+// one set after the other; what the last calls made stays, so that outputs are not written to one place.
+struct Operator {
+  std::string name;
+  std::function<std::vector<at::Tensor>()> fresh;
+  std::function<at::Tensor(const std::vector<at::Tensor>&)> f;
+  double work, ceiling;
+  const char* unit;
+};
+
+void bench_operator(const Options& o, const Operator& op) {
+  constexpr std::size_t kOfCaches = std::size_t{256} << 20;
+  std::vector<std::vector<at::Tensor>> inputs{op.fresh()};
+  std::size_t bytes = 0;
+  for (const auto& x : inputs[0]) bytes += x.nbytes();
+  while (o.on.is_cuda() && inputs.size() * bytes < kOfCaches) inputs.push_back(op.fresh());
+  const auto gradient = at::randn(op.f(inputs[0]).sizes(), o.in(o.type()));
+  std::vector<std::vector<at::Tensor>> made(inputs.size());
+  const auto report = [&](const std::string& what, double work, const auto& call) {
+    const double seconds = median_seconds_in_row(o, [&](int64_t i) {
+      const auto which = static_cast<std::size_t>(i) % inputs.size();
+      made[which] = call(inputs[which]);
+    });
+    print(o, {op.name + what + o.compute_type, seconds, work, op.ceiling, op.unit});
+  };
+  report(" forward ", op.work, [&](const auto& x) {
+    const at::NoGradGuard no_grad;
+    return std::vector<at::Tensor>{op.f(x)};
+  });
+  report(" forward + backward ", 2.5 * op.work,
+         [&](const auto& x) { return torch::autograd::grad({op.f(x)}, x, {gradient}); });
+}
+
 // Heads of the small models and of the presets.
-template <class Both>
-void bench_attention(const Options& o, double gemm, const Both& both) {
+void bench_attention(const Options& o, double gemm) {
   struct Case {
-    int64_t H, dz, dv, c;
+    int64_t H, dz, dv, chunk;
   };
   const int64_t B = o.batch, L = o.context;
-  for (const auto& [H, dz, dv, c] : {Case{3, 64, 128, 512}, {2, 256, 2048, 2048}}) {
-    const auto type = o.in(o.type());
-    const auto query =
-        (at::randn({B, L, H, dz}, type) / std::sqrt(static_cast<double>(dz))).set_requires_grad(true);
-    const auto key = at::randn({B, L, H, dz}, type).set_requires_grad(true);
-    const auto value = at::randn({B, L, H, dv}, type).set_requires_grad(true);
+  for (const Case& c : {Case{3, 64, 128, 512}, {2, 256, 2048, 2048}}) {
+    const auto random = [&](int64_t width, double scale) {
+      return (at::randn({B, L, c.H, width}, o.in(o.type())) * scale).set_requires_grad(true);
+    };
     const auto start = at::zeros({B}, o.in(at::kLong));
-    const double pairs = static_cast<double>(B * L * H) * static_cast<double>(std::min(c, L) + 1) / 2;
-    both("attention " + std::to_string(dz) + "/" + std::to_string(dv) + " chunk " + std::to_string(c),
-         {query, key, value}, 2 * pairs * static_cast<double>(dz + dv), gemm, "FLOP",
-         [&, chunk = c] { return ops::attention(query, key, value, start, {.chunk = chunk}); });
+    const double pairs = static_cast<double>(B * L * c.H) * static_cast<double>(std::min(c.chunk, L) + 1) / 2;
+    bench_operator(
+        o, {.name = "attention " + std::to_string(c.dz) + "/" + std::to_string(c.dv) + " chunk " +
+                    std::to_string(c.chunk),
+            .fresh =
+                [&] {
+                  return std::vector{random(c.dz, 1 / std::sqrt(static_cast<double>(c.dz))), random(c.dz, 1),
+                                     random(c.dv, 1)};
+                },
+            .f = [&](const auto& x) { return ops::attention(x[0], x[1], x[2], start, {.chunk = c.chunk}); },
+            .work = 2 * pairs * static_cast<double>(c.dz + c.dv),
+            .ceiling = gemm,
+            .unit = "FLOP"});
   }
 }
 
 void bench_operators(const Options& o) {
   const int64_t B = o.batch, L = o.context, D = o.dim, N = 16, G = 32;
-  const auto type = o.type();
-  const double bandwidth = copy_bandwidth(o), gemm = gemm_rate(o), element = type == at::kFloat ? 4 : 2;
+  const double bandwidth = copy_bandwidth(o), gemm = gemm_rate(o), element = o.type() == at::kFloat ? 4 : 2;
   const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
-  const auto both = [&](const std::string& name, const std::vector<at::Tensor>& inputs, double work,
-                        double ceiling, const char* unit, const std::function<at::Tensor()>& f) {
-    const auto gradient = at::randn(f().sizes(), o.in(type));
-    print(o, {name + " forward " + o.compute_type,
-              median_seconds(o, o.repeats,
-                             [&] {
-                               const at::NoGradGuard no_grad;
-                               f();
-                             }),
-              work, ceiling, unit});
-    print(o, {name + " forward + backward " + o.compute_type,
-              median_seconds(o, o.repeats, [&] { torch::autograd::grad({f()}, inputs, {gradient}); }),
-              2.5 * work, ceiling, unit});
-  };
+  const auto fresh_x = [&] { return leaf(at::randn({B, L, D}, o.in(o.type()))); };
   const double pass =
       2 * static_cast<double>(B * L * D) * element;  // x in, y out; backward: x, dy in, dx out
-  const auto x = leaf(at::randn({B, L, D}, o.in(type)));
   const auto number = o.in(at::kFloat);
   const auto p = leaf(at::rand({D, N}, number)), omega = leaf(at::randn({D}, number));
   const auto q = leaf(at::polar(at::rand({D, N}, number) * 0.5 + 0.49, at::rand({D, N}, number) * 6)),
              eta = leaf(at::view_as_complex(at::randn({D, N, 2}, number)));
-  both("cema " + std::to_string(D), {x, p, q, eta, omega}, pass, bandwidth, "B",
-       [&] { return ops::cema(x, p, q, eta, omega).y; });
+  bench_operator(o, {.name = "cema " + std::to_string(D),
+                     .fresh = [&] { return std::vector{fresh_x(), p, q, eta, omega}; },
+                     .f = [](const auto& x) { return ops::cema(x[0], x[1], x[2], x[3], x[4]).y; },
+                     .work = pass,
+                     .ceiling = bandwidth,
+                     .unit = "B"});
   const auto weight = leaf(at::zeros({D}, number)), bias = leaf(at::zeros({D}, number));
-  const ops::TimestepNormState fresh{at::zeros({B}, o.in(at::kLong)), at::zeros({B, G}, number),
-                                     at::ones({B, G}, number)};
-  both("timestep_norm " + std::to_string(D), {x, weight, bias}, pass, bandwidth, "B",
-       [&] { return ops::timestep_norm(x, weight, bias, fresh).y; });
-  bench_attention(o, gemm, both);
+  const ops::TimestepNormState none{at::zeros({B}, o.in(at::kLong)), at::zeros({B, G}, number),
+                                    at::ones({B, G}, number)};
+  bench_operator(o, {.name = "timestep_norm " + std::to_string(D),
+                     .fresh = [&] { return std::vector{fresh_x(), weight, bias}; },
+                     .f = [&](const auto& x) { return ops::timestep_norm(x[0], x[1], x[2], none).y; },
+                     .work = pass,
+                     .ceiling = bandwidth,
+                     .unit = "B"});
+  bench_attention(o, gemm);
 }
 
 int run(Options o) {

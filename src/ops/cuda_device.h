@@ -37,6 +37,16 @@ __device__ inline void unpack(const Pack<T, V>& pack, float (&to)[V]) {
 #pragma unroll
   for (int i = 0; i < V; ++i) to[i] = to_float(pack.value[i]);
 }
+// By words of two: an instruction for each number.
+template <int V>
+  requires(V % 2 == 0)
+__device__ inline void unpack(const Pack<Bfloat16, V>& pack, float (&to)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; i += 2) {
+    const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(pack.value)[i / 2];
+    to[i] = __uint_as_float(word << 16), to[i + 1] = __uint_as_float(word & 0xffff0000);
+  }
+}
 template <int V, class T>
 __device__ inline Pack<T, V> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, V>*>(from);
@@ -84,7 +94,14 @@ inline unsigned threads_for(std::int64_t items) {
   return static_cast<unsigned>(items >= 256 ? 256 : ceil_div(items, 32) * 32);
 }
 
-// More than 48 KB of shared memory, dynamic and static, must be asked for.
+// Bytes of shared memory that a block of the current device may have.
+inline std::size_t most_shared_memory() {
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<std::size_t>(most);
+}
+// More than 48 KB of it, dynamic and static, must be asked for.
 template <class Kernel>
 void allow_shared_memory(Kernel kernel, std::size_t bytes) {
   if (bytes > 32 * 1024)

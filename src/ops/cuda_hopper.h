@@ -2,7 +2,9 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "ops/bfloat16.h"
 #include "ops/cuda_barrier.h"
@@ -22,6 +24,17 @@ inline constexpr bool kForHopper = true;
 #else
 inline constexpr bool kForHopper = false;
 #endif
+
+// Whether this build has that code and the current device is one for it.
+inline bool has_hopper_code() {
+  constexpr int kCompiled[] = {__CUDA_ARCH_LIST__};
+  if (std::find(std::begin(kCompiled), std::end(kCompiled), 900) == std::end(kCompiled)) return false;
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 9 && minor == 0;
+}
 
 // A box of the matrix of `map` (matrix_map): rows from `row` on, 64 columns from 64 `block` on.
 __device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int block, Barrier& barrier) {

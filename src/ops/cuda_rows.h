@@ -145,9 +145,10 @@ void with_row_layout(std::int64_t D, int tiles, int totals, F&& launch, const P*
       D,
       [&]<int V>(Width<V>) {
         const std::int64_t packs = ceil_div(D, V);
-        if (packs <= kMostRowThreads) {
-          const auto threads = static_cast<unsigned>(ceil_div(packs, 32) * 32);
-          launch.template operator()<V, true>(threads, sizeof(Pack<T, V>) * kTileRows * tiles * threads);
+        const auto threads = static_cast<unsigned>(ceil_div(packs, 32) * 32);
+        const std::size_t bytes = sizeof(Pack<T, V>) * kTileRows * tiles * threads;
+        if (packs <= kMostRowThreads && bytes <= most_shared_memory()) {
+          launch.template operator()<V, true>(threads, bytes);
         } else {
           launch.template operator()<V, false>(unsigned{kMostRowThreads},
                                                sizeof(float) * static_cast<std::size_t>(totals * D));

@@ -461,10 +461,8 @@ bool with_width(std::int64_t width, F&& f) {
 }  // namespace
 
 bool has_small_kernels(std::int64_t width, std::int64_t length) {
-  int device = 0, most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   bool fits = false;
+  const auto most = static_cast<std::int64_t>(most_shared_memory());
   return length <= kMostLength &&
          with_width(width, [&]<int D>(Width<D>) { fits = Shared<D>::bytes(rows_of(length)) <= most; }) &&
          fits;

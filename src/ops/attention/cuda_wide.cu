@@ -1,6 +1,3 @@
-#include <algorithm>
-#include <iterator>
-
 #include "ops/attention/cuda.h"
 #include "ops/cuda_device.h"
 #include "ops/cuda_hopper.h"
@@ -656,14 +653,7 @@ void launch_products(const WideSizes& s, ProductsWork work, cudaStream_t stream)
 }  // namespace
 
 bool has_wide_kernels(std::int64_t key_width, std::int64_t value_width, std::int64_t length) {
-  constexpr int kCompiled[] = {__CUDA_ARCH_LIST__};
-  if (std::find(std::begin(kCompiled), std::end(kCompiled), 900) == std::end(kCompiled)) return false;
-  if (key_width != kKeyWidth || value_width % kColumns != 0 || length % kColumns != 0) return false;
-  int device = 0, major = 0, minor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
+  return key_width == kKeyWidth && value_width % kColumns == 0 && length % kColumns == 0 && has_hopper_code();
 }
 
 void wide_forward(const WideSizes& s, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,

@@ -71,23 +71,6 @@ __device__ void query_key(const Block<T, V>& block, float* query, T* key) {
   __syncthreads();
 }
 
-// 16 bytes, as they are until they are needed.
-__device__ uint4 read_pack(const void* from) {
-  return *static_cast<const uint4*>(from);
-}
-template <class T, int V>
-__device__ void unpack(const uint4& pack, float (&to)[V]) {
-  const unsigned word[4] = {pack.x, pack.y, pack.z, pack.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (V == 4) {
-      to[i] = __uint_as_float(word[i]);
-    } else {
-      to[2 * i] = __uint_as_float(word[i] << 16), to[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
-    }
-  }
-}
-
 // A block's threads in teams that each take kAtOnce keys of a tile at a time, a thread V features in turn.
 template <class T, int V>
 struct Team {
@@ -100,18 +83,18 @@ struct Team {
   }
   // V features of the team's keys from `begin` on; of the newest what its slot held before.
   __device__ void read(const Block<T, V>& block, std::int64_t tile, int keys, int begin, int feature,
-                       uint4 (&k)[kAtOnce]) const {
+                       Pack<T, V> (&k)[kAtOnce]) const {
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u)
-      k[u] = read_pack(block.key(tile + min(begin + u * count + index, keys - 1)) + feature);
+      k[u] = load_pack<V>(block.key(tile + min(begin + u * count + index, keys - 1)) + feature);
   }
 };
 
 // Scores of the keys tile .. tile + keys - 1. `k`: if `is_read`, the first that the team reads.
 template <class T, int V>
 __device__ void score_keys(const Block<T, V>& block, const Team<T, V>& team, const float* query,
-                           const T* newest, std::int64_t tile, int keys, bool is_read, uint4 (&k)[kAtOnce],
-                           float* scores) {
+                           const T* newest, std::int64_t tile, int keys, bool is_read,
+                           Pack<T, V> (&k)[kAtOnce], float* scores) {
   const int features = static_cast<int>(block.a.dz);
   for (int begin = 0; begin < keys; begin += team.count * kAtOnce) {
     float score[kAtOnce] = {};
@@ -119,17 +102,13 @@ __device__ void score_keys(const Block<T, V>& block, const Team<T, V>& team, con
       if (!is_read) team.read(block, tile, keys, begin, feature, k);
       is_read = false;
       float q[V];
-#pragma unroll
-      for (int j = 0; j < V; j += 4) {
-        const uint4 four = read_pack(query + feature + j);
-        q[j] = __uint_as_float(four.x), q[j + 1] = __uint_as_float(four.y);
-        q[j + 2] = __uint_as_float(four.z), q[j + 3] = __uint_as_float(four.w);
-      }
+      load(query + feature, q);
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
-        if (tile + begin + u * team.count + team.index == block.keys - 1) k[u] = read_pack(newest + feature);
+        if (tile + begin + u * team.count + team.index == block.keys - 1)
+          k[u] = load_pack<V>(newest + feature);
         float features_of_key[V];
-        unpack<T>(k[u], features_of_key);
+        unpack(k[u], features_of_key);
 #pragma unroll
         for (int j = 0; j < V; ++j) score[u] += q[j] * features_of_key[j];
       }
@@ -185,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
   // Keys are on their way while the query is made, values while the softmax is.
   const Team<T, V> team(a.dz);
-  uint4 k[kAtOnce], v[kAtOnce];
+  Pack<T, V> k[kAtOnce], v[kAtOnce];  // as they are until they are needed
   const bool is_read = block.begin < block.end && team.lane * V < a.dz;
   if (is_read) team.read(block, block.begin, tile_keys(block.begin), 0, team.lane * V, k);
   query_key(block, query, newest);
@@ -199,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         const std::int64_t i = tile + min(begin + u * rows, count - 1);
-        v[u] = read_pack((i == block.keys - 1 ? value : block.value(i)) + block.column);
+        v[u] = load_pack<V>((i == block.keys - 1 ? value : block.value(i)) + block.column);
       }
     };
     if (has_column && row < count) read_values(row);
@@ -212,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int u = 0; u < kAtOnce; ++u) {
         const float w = begin + u * rows < count ? weight[begin + u * rows] : 0;
         float columns[V];
-        unpack<T>(v[u], columns);
+        unpack(v[u], columns);
 #pragma unroll
         for (int j = 0; j < V; ++j) sum[j] += w * columns[j];
       }
@@ -233,7 +212,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (std::int64_t i = threadIdx.x; i < a.dz; i += kThreads) block.key(block.keys - 1)[i] = newest[i];
     }
     if (row == 0 && has_column) {
-      *reinterpret_cast<uint4*>(block.value(block.keys - 1) + block.column) = read_pack(value + block.column);
+      *reinterpret_cast<Pack<T, V>*>(block.value(block.keys - 1) + block.column) =
+          load_pack<V>(value + block.column);
     }
   }
   cluster_sync();

@@ -36,7 +36,7 @@ struct Arguments {
     TORCH_CHECK(shape.N <= cuda::kMostCemaComponents, "[cema] p: expected at most ",
                 cuda::kMostCemaComponents, " components a feature on a CUDA device, got ", shape.N);
     if (x.scalar_type() == at::kBFloat16 && shape.N <= cuda::kMostBlockComponents &&
-        shape.D % cuda::kCemaTileFeatures == 0)
+        shape.D % cuda::kCemaTileFeatures == 0 && cuda::has_cema_blocks())
       first = shape.L / cuda::kCemaTile * cuda::kCemaTile;
   }
   bool has_tiles() const { return first > 0; }

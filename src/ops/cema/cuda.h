@@ -41,8 +41,9 @@ void cema_backward(const CemaShape& shape, std::int64_t first, const CemaCoeffic
                    const T* dy, const float* dh_last, const CemaBackwardWork& work, T* dx, float* dh0,
                    cudaStream_t stream);
 
-// On the tensor cores: the first L / kCemaTile tiles of steps of bfloat16 sequences whose D is a multiple of
-// kCemaTileFeatures, with N <= kMostBlockComponents; arrays at multiples of 16 bytes.
+// On a Hopper GPU's tensor cores: the first L / kCemaTile tiles of steps of bfloat16 sequences whose D is a
+// multiple of kCemaTileFeatures, with N <= kMostBlockComponents; arrays at multiples of 16 bytes.
+bool has_cema_blocks();  // for the current device
 inline constexpr std::int64_t kCemaTile = 512, kCemaTileFeatures = 16, kMostBlockComponents = 16;
 // Groups of sequences that run side by side.
 std::int64_t cema_block_groups(const CemaShape& shape);

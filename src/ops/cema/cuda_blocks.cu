@@ -1,6 +1,7 @@
 #include "ops/cema/cuda.h"
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
+#include "ops/cuda_hopper.h"
 
 // CEMA in blocks of kBlock steps on the tensor cores. A warp has one feature of some sequences and goes
 // through their time, a tile of kBlocks blocks at a time. With X [blocks, steps] the tile's inputs, three
@@ -9,8 +10,9 @@
 //   h' = q^kBlock h + S, the states from block to block: a scan in float32
 //   Y = X K + H E,      H [blocks, n] the states before each block, E [n, step j] = eta_n q_n^(j + 1),
 //                       K [i, j] = k_(j - i), k_l = Re(sum_n p_n eta_n q_n^l), k_0 with omega added.
-// Complex states are pairs of real columns. X is bfloat16, and Q and K are sums of two bfloat16 matrices; H
-// and E are tf32. Backwards in time the same gives dx from dy, with the transposed of K,
+// Complex states are pairs of real columns. X is bfloat16. Q is the sum of two bfloat16 matrices, so that the
+// states are as in float32; K, H and E, which only make the outputs, are rounded to bfloat16 as these are.
+// Backwards in time the same gives dx from dy, with the transposed of K,
 //   Q [step i, n] = conj(eta_n q_n^(i + 1)),    E [n, step j] = p_n conj(q_n)^(kBlock - 1 - j):
 // the state that is carried is the gradient of h.
 namespace megalodon::ops::cuda {
@@ -21,20 +23,15 @@ constexpr int kBlocks = 32, kSteps = kBlocks * kBlock, kRun = 4;  // blocks that
 struct Memory {
   // Q, 8 columns at a time: of the upper and the lower 16 steps the high, then the low part.
   uint4 q[kFeatures][8][32];
-  // E, 4 components at a time: of the first and the last two times 8 steps the real and the imaginary part.
-  float4 e[kFeatures][8][32];
+  // E, 8 steps at a time: of components 4 i + lane % 4 the real and the imaginary part.
+  uint4 e[kFeatures][4][32];
+  Tile<kSteps>::Rows leaving;
   Tile<kSteps>::Memory tile;
   Decays<3> decays[kFeatures];
   float kernel[kFeatures][kBlock];
   CoefficientMemory coefficients;
   Barrier arrived;
 };
-
-// a and b as sums of two bfloat16 numbers each, packed.
-__device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
-  high = pack(a, b);
-  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
-}
 
 // The coefficients of one feature, in the direction of time that is gone through.
 template <bool kBack>
@@ -50,8 +47,8 @@ struct Feature {
 
 // What a lane keeps in registers.
 struct Fragments {
-  std::uint32_t k_high[4], k_low[4];  // K by its distances from the diagonal, 8 at a time
-  Pair decay[4];                      // q^kBlock of components 4 i + lane % 4
+  std::uint32_t k[4];  // K by its distances from the diagonal, 8 at a time
+  Pair decay[4];       // q^kBlock of components 4 i + lane % 4
 };
 
 template <bool kBack>
@@ -78,25 +75,18 @@ __device__ void make_q(const Feature<kBack>& f, int lane, uint4 (&to)[8][32]) {
 }
 
 template <bool kBack>
-__device__ void make_e(const Feature<kBack>& f, int lane, float4 (&to)[8][32]) {
+__device__ void make_e(const Feature<kBack>& f, int lane, uint4 (&to)[4][32]) {
   const int row = lane / 4, column = lane % 4;
-  // Of the states the tensor cores take the upper 19 bits, which are too small by 2^-11 / (2 ln 2) on
-  // average.
-  const auto rounded = [](float x) { return __uint_as_float(to_tf32(1.000352F * x)); };
 #pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     const int n = 4 * i + column;  // for step `row` of every 8
     const Pair q = f.decay(n), q8 = power(q, 8);
     Pair now = multiply(f.out(n), power(q, kBack ? 7 - row : row + 1));
-    float re[4], im[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int eighth = kBack ? 3 - j : j;
-      re[eighth] = rounded(now.re), im[eighth] = rounded(-now.im);
+      reinterpret_cast<std::uint32_t*>(&to[kBack ? 3 - j : j][lane])[i] = pack(now.re, -now.im);
       now = multiply(now, q8);
     }
-    to[2 * i][lane] = {re[0], im[0], re[1], im[1]};
-    to[2 * i + 1][lane] = {re[2], im[2], re[3], im[3]};
   }
 }
 
@@ -139,7 +129,7 @@ __device__ Fragments make_matrices(const Feature<kBack>& f, int warp, int lane, 
     // Steps 2 column, 2 column + 1 in the one direction, `row` in the other.
     const int lag = 8 * i + (kBack ? 2 * column - row : row - 2 * column);
     const auto at = [&](int l) { return l >= 0 ? kernel[l] : 0; };
-    split(at(lag), at(kBack ? lag + 1 : lag - 1), to.k_high[i], to.k_low[i]);
+    to.k[i] = pack(at(lag), at(kBack ? lag + 1 : lag - 1));
     to.decay[i] = memory.decays[warp][0][4 * i + column];
   }
   return to;
@@ -201,40 +191,36 @@ struct Work {
     for (int k = 0; k < 2; ++k) {
       const int upper = kBack ? 2 * k - column : column - 2 * k, lower = kBack ? upper + 1 : upper - 1;
       if (upper < 0 && lower < 0) continue;
-      const auto part = [&](const std::uint32_t (&of)[4], int distance) {
-        return distance < 0 ? 0 : of[distance];
-      };
+      const auto part = [&](int distance) { return distance < 0 ? 0 : fragments.k[distance]; };
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        multiply_add(y[m], x[m][k], part(fragments.k_high, upper), part(fragments.k_high, lower));
-        multiply_add(y[m], x[m][k], part(fragments.k_low, upper), part(fragments.k_low, lower));
-      }
+      for (int m = 0; m < 2; ++m) multiply_add(y[m], x[m][k], part(upper), part(lower));
     }
   }
   // The outputs in the place of the inputs.
   __device__ void write_outputs(const std::uint32_t (&x)[2][2][4], const Pair (&s)[4][kRun]) const {
-    std::uint32_t h[2][4][4];
+    std::uint32_t h[2][2][4];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const Pair upper = s[i][2 * m], lower = s[i][2 * m + 1];
-        h[m][i][0] = __float_as_uint(upper.re), h[m][i][1] = __float_as_uint(lower.re);
-        h[m][i][2] = __float_as_uint(upper.im), h[m][i][3] = __float_as_uint(lower.im);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const Pair state = s[i][2 * m + half];
+          h[m][i / 2][i % 2 * 2 + half] = pack(state.re, state.im);
+        }
       }
     }
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {  // 16 steps
       float y[2][2][4] = {};
 #pragma unroll
-      for (int column = 0; column < 2; ++column) add_lags(x, 2 * pair + column, y[column]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float4 e = memory.e[warp][2 * i + pair][lane];
+      for (int column = 0; column < 2; ++column) {
+        add_lags(x, 2 * pair + column, y[column]);
+        const uint4 e = memory.e[warp][2 * pair + column][lane];
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          multiply_add_tf32(y[0][m], h[m][i], e.x, e.y);
-          multiply_add_tf32(y[1][m], h[m][i], e.z, e.w);
+          multiply_add(y[column][m], h[m][0], e.x, e.y);
+          multiply_add(y[column][m], h[m][1], e.z, e.w);
         }
       }
 #pragma unroll
@@ -259,8 +245,8 @@ struct Walk {
   __device__ std::int64_t first_step() const {
     return kCemaTile * actual(first_half() + (kBack ? 1 : 0));  // may lie before the sequence
   }
-  // Whether the steps of a warp are there.
-  __device__ bool has(int warp) const { return !is_half() || (warp < kFeatures / 2) != kBack; }
+  // Whether these kCemaTile steps of the tile, the first or the second, are there.
+  __device__ bool has(int half) const { return !is_half() || half == (kBack ? 1 : 0); }
   __device__ void next() {
     const bool end = is_last();
     tile = end ? 0 : tile + 1;
@@ -273,76 +259,99 @@ struct Walk {
 template <bool kBack>
 __global__ void __launch_bounds__(kThreads, 1)
     outputs(CemaShape s, CemaCoefficients c, const __grid_constant__ Boxes x, int halves,
-            const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y) {
-  extern __shared__ __align__(1024) uint4 shared[];
-  Memory& memory = *reinterpret_cast<Memory*>(shared);
-  const Tile<kSteps> tile(memory.tile);
-  const int warp = tile.warp, lane = tile.lane, N = static_cast<int>(s.N);
-  const std::int64_t first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
-  const auto offset = [&](const Walk<kBack>& at) {
-    return (at.sequence * s.L + at.first_step()) * s.D + first_feature;
-  };
-  const auto fetch = [&](const Walk<kBack>& at) {
-    if (threadIdx.x != 0 || at.sequence >= s.B) return;
-    memory.arrived.arrive_expecting(sizeof(memory.tile.rows));
-    tile.fetch(x, first_feature, at.first_step(), at.sequence, memory.arrived);
-  };
-  Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves};
-  if (threadIdx.x == 0) {
-    memory.arrived.start(1);
-    barriers_are_started();
-  }
-  fetch(now);
-  CoefficientMemory& coefficients = memory.coefficients;
-  coefficients.read(s, c, first_feature);
-  const Feature<kBack> feature{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp],
-                               c.omega[d]};
-  const Fragments fragments = make_matrices(feature, warp, lane, memory);
-  const Work<kBack> work(memory, fragments, tile);
-
-  Bfloat16* to = nullptr;  // where the warp's steps of the columns go
-  Pair end[4];
-  for (int phase = 0; now.sequence < s.B; now.next(), ++phase) {
-    const std::int64_t row = now.sequence * s.D + d;
-    if (now.tile == 0) read_state<4, 4>(end, lane % 4, N, carry_in, row);
-    memory.arrived.wait(phase);
-    __syncthreads();  // the columns have the last tile's outputs
-    if (to != nullptr) tile.write(to, s.D);
-    __syncwarp();  // the columns have been read
-    tile.to_columns();
-    __syncthreads();
-    Walk<kBack> coming = now;
-    coming.next();
-    fetch(coming);
-    std::uint32_t in[2][2][4];
-    work.read(in);
-    Pair states[4][kRun];
-    work.add_to_states(in, states);
-    work.scan(states, end);
-    const auto put = [&](float* state, std::int64_t of, const Pair& value, int n) {
-      if (n < N) *reinterpret_cast<Pair*>(state + (of * N + n) * 2) = value;
+            const float* carry_in, float* carry_out, float* tile_state, bool has_outputs,
+            const __grid_constant__ Boxes y) {
+  if constexpr (kForHopper) {
+    extern __shared__ __align__(1024) uint4 shared[];
+    Memory& memory = *reinterpret_cast<Memory*>(shared);
+    const Tile<kSteps> tile(memory.tile);
+    const int warp = tile.warp, lane = tile.lane, N = static_cast<int>(s.N);
+    const int first_feature = static_cast<int>(blockIdx.x) * kFeatures;
+    const std::int64_t d = first_feature + warp;
+    const auto fetch = [&](const Walk<kBack>& at) {
+      if (at.sequence >= s.B) return;
+      memory.arrived.arrive_expecting(sizeof(memory.tile.rows));
+      tile.fetch(x, first_feature, at.first_step(), at.sequence, memory.arrived);
     };
-    const int half = lane / 16;
-    if (tile_state != nullptr && lane / 4 % 4 == 0 && !(half == 1 && now.is_half())) {
-      const std::int64_t of =
-          (std::int64_t{now.sequence} * halves + now.actual(now.first_half() + half)) * s.D + d;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) put(tile_state, of, states[i][0], 4 * i + lane % 4);
+    const auto send = [&](const Walk<kBack>& at) {
+      for (int i = 0; i < kSteps; i += kBoxSteps) {
+        if (at.has(i / static_cast<int>(kCemaTile)))
+          copy_box_back(y, first_feature, static_cast<int>(at.first_step()) + i, at.sequence,
+                        shared_address(memory.leaving) + i * 32);
+      }
+      commit_copies_back();
+    };
+    Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves}, last = now;
+    if (threadIdx.x == 0) {
+      memory.arrived.start(1);
+      barriers_are_started();
+      fetch(now);
     }
-    if (carry_out != nullptr && now.is_last() && lane / 4 == (now.is_half() ? 3 : 7)) {
+    CoefficientMemory& coefficients = memory.coefficients;
+    coefficients.read(s, c, first_feature);
+    const Feature<kBack> feature{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp],
+                                 c.omega[d]};
+    const Fragments fragments = make_matrices(feature, warp, lane, memory);
+    const Work<kBack> work(memory, fragments, tile);
+
+    Pair end[4];
+    int phase = 0;
+    for (; now.sequence < s.B; now.next(), ++phase) {
+      const bool follows = has_outputs && phase > 0;  // the columns have the outputs of the tile `last`
+      const std::int64_t row = now.sequence * s.D + d;
+      if (now.tile == 0) read_state<4, 4>(end, lane % 4, N, carry_in, row);
+      memory.arrived.wait(phase);
+      if (threadIdx.x == 0) wait_for_copies_back();
+      __syncthreads();
+      if (follows) tile.to_rows(memory.leaving);
+      __syncwarp();  // the columns have been read
+      tile.to_columns();
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        Walk<kBack> coming = now;
+        coming.next();
+        fetch(coming);
+        if (follows) send(last);
+      }
+      std::uint32_t in[2][2][4];
+      work.read(in);
+      Pair states[4][kRun];
+      work.add_to_states(in, states);
+      work.scan(states, end);
+      const auto put = [&](float* state, std::int64_t of, const Pair& value, int n) {
+        if (n < N) *reinterpret_cast<Pair*>(state + (of * N + n) * 2) = value;
+      };
+      const int half = lane / 16;
+      if (tile_state != nullptr && lane / 4 % 4 == 0 && !(half == 1 && now.is_half())) {
+        const std::int64_t of =
+            (std::int64_t{now.sequence} * halves + now.actual(now.first_half() + half)) * s.D + d;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) put(carry_out, row, end[i], 4 * i + lane % 4);
+        for (int i = 0; i < 4; ++i) put(tile_state, of, states[i][0], 4 * i + lane % 4);
+      }
+      if (carry_out != nullptr && now.is_last() && lane / 4 == (now.is_half() ? 3 : 7)) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) put(carry_out, row, end[i], 4 * i + lane % 4);
+      }
+      if (has_outputs) work.write_outputs(in, states);
+      last = now;
     }
-    to = nullptr;
-    if (y == nullptr) continue;
-    work.write_outputs(in, states);
-    if (now.has(warp)) to = y + offset(now);
+    if (!has_outputs || phase == 0) return;
+    if (threadIdx.x == 0) wait_for_copies_back();
+    __syncthreads();
+    tile.to_rows(memory.leaving);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      send(last);
+      wait_for_copies_back();
+    }
   }
-  __syncthreads();
-  if (to != nullptr) tile.write(to, s.D);
 }
 
 }  // namespace
+
+bool has_cema_blocks() {
+  return has_hopper_code();
+}
 
 // As many as end soonest on a large device, where a thread block has a multiprocessor for itself and prepares
 // for as long as kPrepared tiles take.
@@ -365,7 +374,8 @@ void cema_blocks(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* 
   allow_shared_memory(kernel, sizeof(Memory));
   const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
   kernel<<<grid, kThreads, sizeof(Memory), stream>>>(
-      s, c, make_boxes(s, x), static_cast<int>(s.L / kCemaTile), carry_in, carry_out, tile_state, y);
+      s, c, make_boxes(s, x), static_cast<int>(s.L / kCemaTile), carry_in, carry_out, tile_state,
+      y != nullptr, make_boxes(s, y != nullptr ? y : x));
 }
 
 }  // namespace megalodon::ops::cuda

@@ -6,8 +6,8 @@
 #include "ops/cuda_tensor_map.h"
 
 // Boxes of kBoxSteps steps x kCemaTileFeatures features of an array [B, L, D] that the tensor memory
-// accelerator copies to shared memory. It keeps many more rows of 32 bytes on their way than loads do. What
-// lies outside the array is zero.
+// accelerator copies to shared memory and back. It keeps many more rows of 32 bytes on their way than loads
+// and stores do. What lies outside the array is zero.
 namespace megalodon::ops::cuda {
 
 using Boxes = CUtensorMap;
@@ -30,6 +30,24 @@ __device__ inline void copy_box(const Boxes& from, int feature, int step, int se
       "[%5];" ::"r"(to),
       "l"(&from), "r"(feature), "r"(step), "r"(sequence), "r"(shared_address(&barrier))
       : "memory");
+}
+
+// What ordinary stores wrote is seen by copies that are started after a barrier.
+__device__ inline void written_for_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Copies from shared memory, by one thread: started, in groups that are committed, until they have read it.
+__device__ inline void copy_box_back(const Boxes& to, int feature, int step, int sequence,
+                                     std::uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&to),
+               "r"(feature), "r"(step), "r"(sequence), "r"(from)
+               : "memory");
+}
+__device__ inline void commit_copies_back() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ inline void wait_for_copies_back() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 }  // namespace megalodon::ops::cuda

@@ -1,6 +1,7 @@
 #include "ops/cema/cuda.h"
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
+#include "ops/cuda_hopper.h"
 
 // Gradients of CEMA's coefficients in blocks on the tensor cores. Of a block of kBlock steps, with h the
 // state before it and g the gradient of that after it,
@@ -213,94 +214,96 @@ __device__ void write_gradients(const Sums& sums, float p, Pair q, Pair eta, con
 __global__ void __launch_bounds__(kThreads, 1)
     gradients(CemaShape shape, CemaCoefficients c, const __grid_constant__ Boxes x,
               const __grid_constant__ Boxes dy, std::int64_t tiles, const float* tile_gradient, CemaSums to) {
-  extern __shared__ __align__(1024) uint4 shared[];
-  Memory& memory = *reinterpret_cast<Memory*>(shared);
-  const Tile<kSteps> x_tile(memory.x), dy_tile(memory.dy);
-  const int warp = x_tile.warp, lane = x_tile.lane, N = static_cast<int>(shape.N);
-  const std::int64_t first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
-  const auto fetch = [&](std::int64_t sequence, std::int64_t tile) {
-    if (threadIdx.x != 0 || sequence >= shape.B) return;
-    memory.arrived.arrive_expecting(sizeof(memory.x.rows) + sizeof(memory.dy.rows));
-    x_tile.fetch(x, first_feature, tile * kCemaTile, sequence, memory.arrived);
-    dy_tile.fetch(dy, first_feature, tile * kCemaTile, sequence, memory.arrived);
-  };
-  if (threadIdx.x == 0) {
-    memory.arrived.start(1);
-    barriers_are_started();
-  }
-  fetch(blockIdx.y, 0);
-  CoefficientMemory& own = memory.coefficients;
-  own.read(shape, c, first_feature);
-  if (lane < kComponents) make_decays(own.q[warp][lane], lane, memory.decays[warp]);
+  if constexpr (kForHopper) {
+    extern __shared__ __align__(1024) uint4 shared[];
+    Memory& memory = *reinterpret_cast<Memory*>(shared);
+    const Tile<kSteps> x_tile(memory.x), dy_tile(memory.dy);
+    const int warp = x_tile.warp, lane = x_tile.lane, N = static_cast<int>(shape.N);
+    const std::int64_t first_feature = std::int64_t{blockIdx.x} * kFeatures, d = first_feature + warp;
+    const auto fetch = [&](std::int64_t sequence, std::int64_t tile) {
+      if (threadIdx.x != 0 || sequence >= shape.B) return;
+      memory.arrived.arrive_expecting(sizeof(memory.x.rows) + sizeof(memory.dy.rows));
+      x_tile.fetch(x, first_feature, tile * kCemaTile, sequence, memory.arrived);
+      dy_tile.fetch(dy, first_feature, tile * kCemaTile, sequence, memory.arrived);
+    };
+    if (threadIdx.x == 0) {
+      memory.arrived.start(1);
+      barriers_are_started();
+    }
+    fetch(blockIdx.y, 0);
+    CoefficientMemory& own = memory.coefficients;
+    own.read(shape, c, first_feature);
+    if (lane < kComponents) make_decays(own.q[warp][lane], lane, memory.decays[warp]);
 #pragma unroll 1
-  for (int m = 0; m < 2; ++m) {
-    const int n = kHalf * m + lane / 4;
-    const Pair q = own.q[warp][n];
-    make_tables<false>({nonzero(own.p[warp][n]), 0}, q, lane, memory.of_x[warp][m]);
-    make_tables<true>(conjugate(nonzero(own.eta[warp][n])), conjugate(q), lane, memory.of_dy[warp][m]);
-  }
-  __syncwarp();
-  const Pair decay[2] = {memory.decays[warp][0][lane / 4], memory.decays[warp][0][kHalf + lane / 4]};
+    for (int m = 0; m < 2; ++m) {
+      const int n = kHalf * m + lane / 4;
+      const Pair q = own.q[warp][n];
+      make_tables<false>({nonzero(own.p[warp][n]), 0}, q, lane, memory.of_x[warp][m]);
+      make_tables<true>(conjugate(nonzero(own.eta[warp][n])), conjugate(q), lane, memory.of_dy[warp][m]);
+    }
+    __syncwarp();
+    const Pair decay[2] = {memory.decays[warp][0][lane / 4], memory.decays[warp][0][kHalf + lane / 4]};
 
-  Sums sums[2];
-  Lags lags;
-  int phase = 0;
-  for (std::int64_t sequence = blockIdx.y; sequence < shape.B; sequence += gridDim.y) {
-    Pair end[2];
-    read_state<2, kHalf>(end, lane / 4, N, c.h0, sequence * shape.D + d);
-    for (std::int64_t tile = 0; tile < tiles; ++tile) {
-      Pair after[2];
-      read_state<2, kHalf>(after, lane / 4, N, tile_gradient, (sequence * tiles + tile) * shape.D + d);
-      memory.arrived.wait(phase++);
-      __syncthreads();  // no warp reads the last tile's columns any more
-      x_tile.to_columns();
-      dy_tile.to_columns();
-      __syncthreads();
-      if (tile + 1 < tiles) {
-        fetch(sequence, tile + 1);
-      } else {
-        fetch(sequence + gridDim.y, 0);
-      }
-      lags.add_blocks(x_tile.column(warp), dy_tile.column(warp), lane);
-      std::uint32_t x_blocks[2][4], dy_blocks[2][4];
-      read_blocks(x_tile.column(warp), lane, x_blocks);
-      read_blocks(dy_tile.column(warp), lane, dy_blocks);
+    Sums sums[2];
+    Lags lags;
+    int phase = 0;
+    for (std::int64_t sequence = blockIdx.y; sequence < shape.B; sequence += gridDim.y) {
+      Pair end[2];
+      read_state<2, kHalf>(end, lane / 4, N, c.h0, sequence * shape.D + d);
+      for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        Pair after[2];
+        read_state<2, kHalf>(after, lane / 4, N, tile_gradient, (sequence * tiles + tile) * shape.D + d);
+        memory.arrived.wait(phase++);
+        __syncthreads();  // no warp reads the last tile's columns any more
+        x_tile.to_columns();
+        dy_tile.to_columns();
+        __syncthreads();
+        if (tile + 1 < tiles) {
+          fetch(sequence, tile + 1);
+        } else {
+          fetch(sequence + gridDim.y, 0);
+        }
+        lags.add_blocks(x_tile.column(warp), dy_tile.column(warp), lane);
+        std::uint32_t x_blocks[2][4], dy_blocks[2][4];
+        read_blocks(x_tile.column(warp), lane, x_blocks);
+        read_blocks(dy_tile.column(warp), lane, dy_blocks);
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        Run s, r, h, g;
-        multiply_table(memory.of_x[warp][m].value, x_blocks, lane, s);
-        multiply_table(memory.of_dy[warp][m].value, dy_blocks, lane, r);
+        for (int m = 0; m < 2; ++m) {
+          Run s, r, h, g;
+          multiply_table(memory.of_x[warp][m].value, x_blocks, lane, s);
+          multiply_table(memory.of_dy[warp][m].value, dy_blocks, lane, r);
 #pragma unroll
-        for (int k = 0; k < kRun; ++k) h[0][k] = s[0][k], g[0][k] = r[0][k];
-        const auto scan = [&]<bool kBack>(Run& state, Pair& from) {
-          const auto* const of_runs =
-              reinterpret_cast<const Pair(*)[kComponents]>(&memory.decays[warp][0][kHalf * m + lane / 4]);
-          const Pair of_block[1] = {decay[m]};
-          Pair last[1] = {from};
-          scan_blocks<1, 4, kBack>(state, of_block, of_runs, last, lane);
-          from = last[0];
-        };
-        scan.template operator()<false>(h, end[m]);
-        scan.template operator()<true>(g, after[m]);
-        sums[m].add_blocks(s, r, h, g);
-        multiply_table(memory.of_x[warp][m].slope, x_blocks, lane, s);
-        sums[m].add_slopes(s, g);
-        multiply_table(memory.of_dy[warp][m].slope, dy_blocks, lane, r);
-        sums[m].add_slopes(h, r);
+          for (int k = 0; k < kRun; ++k) h[0][k] = s[0][k], g[0][k] = r[0][k];
+          const auto scan = [&]<bool kBack>(Run& state, Pair& from) {
+            const auto* const of_runs =
+                reinterpret_cast<const Pair(*)[kComponents]>(&memory.decays[warp][0][kHalf * m + lane / 4]);
+            const Pair of_block[1] = {decay[m]};
+            Pair last[1] = {from};
+            scan_blocks<1, 4, kBack>(state, of_block, of_runs, last, lane);
+            from = last[0];
+          };
+          scan.template operator()<false>(h, end[m]);
+          scan.template operator()<true>(g, after[m]);
+          sums[m].add_blocks(s, r, h, g);
+          multiply_table(memory.of_x[warp][m].slope, x_blocks, lane, s);
+          sums[m].add_slopes(s, g);
+          multiply_table(memory.of_dy[warp][m].slope, dy_blocks, lane, r);
+          sums[m].add_slopes(h, r);
+        }
       }
     }
-  }
-  __syncwarp();  // the tables have been used
-  memory.lags[warp][lane] = lags.sum(lane, memory.scratch(warp));
-  __syncwarp();
-  const std::int64_t row = blockIdx.y * to.apart;
-  to.p += row + d * N, to.q += row + 2 * d * N, to.eta += row + 2 * d * N;
-  if (lane == 0) to.omega[row + d] = memory.lags[warp][0];
+    __syncwarp();  // the tables have been used
+    memory.lags[warp][lane] = lags.sum(lane, memory.scratch(warp));
+    __syncwarp();
+    const std::int64_t row = blockIdx.y * to.apart;
+    to.p += row + d * N, to.q += row + 2 * d * N, to.eta += row + 2 * d * N;
+    if (lane == 0) to.omega[row + d] = memory.lags[warp][0];
 #pragma unroll
-  for (int m = 0; m < 2; ++m) {
-    const int n = kHalf * m + lane / 4;
-    write_gradients(sums[m], own.p[warp][n], own.q[warp][n], own.eta[warp][n], memory.lags[warp], lane, n, N,
-                    to);
+    for (int m = 0; m < 2; ++m) {
+      const int n = kHalf * m + lane / 4;
+      write_gradients(sums[m], own.p[warp][n], own.q[warp][n], own.eta[warp][n], memory.lags[warp], lane, n,
+                      N, to);
+    }
   }
 }
 

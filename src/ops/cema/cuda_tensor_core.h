@@ -82,15 +82,17 @@ struct CoefficientMemory {
 
 // A tile of kSteps steps in shared memory: `rows` [step, feature] as on the device, where the 16-byte halves
 // of steps 4 .. 7 of 8 have changed places, and `columns` [feature, step], where 16 bytes follow every four
-// blocks and features start at different banks. A warp copies the same kOwn steps into and out of both, all
+// blocks and features start at different banks. A warp moves the same kOwn steps between the two, all
 // features.
 template <int kSteps>
 struct Tile {
   static constexpr int kOwn = kSteps / kFeatures;
   static constexpr int kFourBlocks = 4 * kBlock * 2 + 16;  // bytes
   static constexpr int kColumn = (kSteps / (4 * kBlock) * kFourBlocks + 127) / 128 * 128 + 128;
+  using Rows = uint4[2 * kSteps];
   struct Memory {
-    uint4 rows[2 * kSteps], columns[kFeatures * kColumn / 16];
+    Rows rows;
+    uint4 columns[kFeatures * kColumn / 16];
   };
 
   int warp, lane;
@@ -103,10 +105,18 @@ struct Tile {
         columns(shared_address(memory.columns)) {}
 
   __device__ std::uint32_t column(int feature) const {
-    return columns + feature * kColumn + 16 * ((feature ^ (feature >> 2 & 2)) & 7);
+    return columns + feature * kColumn + 16 * (feature % 8);
   }
-  __device__ std::uint32_t own_steps() const {  // within a column
-    return warp * kOwn / (4 * kBlock) * kFourBlocks + warp * kOwn % (4 * kBlock) * 2;
+  // The lane's row of four matrices of 8 x 8 numbers: of 8 features, then of the others, of 8 steps, then of
+  // the next. The warp's first 16 steps.
+  __device__ std::uint32_t in_rows(std::uint32_t of) const {
+    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
+    return of + (warp * kOwn + 8 * eighth + row) * 32 + (half ^ (row / 4)) * 16;
+  }
+  __device__ std::uint32_t in_columns() const {
+    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
+    return column(8 * half + row) + warp * kOwn / (4 * kBlock) * kFourBlocks +
+           warp * kOwn % (4 * kBlock) * 2 + 16 * eighth;
   }
 
   // Starts the copies of steps `step` on of a sequence. By one thread.
@@ -119,9 +129,7 @@ struct Tile {
   }
   // The warp's steps of rows, which have arrived, into the columns.
   __device__ void to_columns() const {
-    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
-    const std::uint32_t from = rows + (warp * kOwn + 8 * eighth + row) * 32 + (half ^ (row / 4)) * 16;
-    const std::uint32_t to = column(8 * half + row) + own_steps() + 16 * eighth;
+    const std::uint32_t from = in_rows(rows), to = in_columns();
 #pragma unroll
     for (int i = 0; i < kOwn / 16; ++i) {
       std::uint32_t words[4];
@@ -129,19 +137,16 @@ struct Tile {
       store_matrices<true>(words, to + i * 32);
     }
   }
-  // The warp's steps of the columns to the device. A lane gets four neighbouring features of a step.
-  __device__ void write(Bfloat16* y, std::int64_t D) const {
-    const int row = lane % 8, pair = lane / 8 % 2, eighth = lane / 16;
-    const std::uint32_t from = column(4 * (row / 2) + 2 * pair + row % 2) + own_steps() + 16 * eighth;
-    y += (warp * kOwn + lane / 4) * D + 4 * (lane % 4);
+  // The warp's steps of the columns into rows that are then copied to the device.
+  __device__ void to_rows(const Rows& leaving) const {
+    const std::uint32_t from = in_columns(), to = in_rows(shared_address(leaving));
 #pragma unroll
     for (int i = 0; i < kOwn / 16; ++i) {
       std::uint32_t words[4];
       load_matrices<true>(words, from + i * 32);
-      *reinterpret_cast<uint2*>(y) = {words[0], words[1]};
-      *reinterpret_cast<uint2*>(y + 8 * D) = {words[2], words[3]};
-      y += 16 * D;
+      store_matrices<false>(words, to + i * 512);
     }
+    written_for_copies();
   }
 };
 

@@ -47,25 +47,16 @@ __device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// c [16, 8] += a [16, 8] b [8, 8] in tf32. Lane 4 r + i has of a (r, i), (r + 8, i), (r, i + 4), (r + 8, i +
-// 4), of b (i, r), (i + 4, r), of c as above.
-__device__ inline void multiply_add_tf32(float (&c)[4], const std::uint32_t (&a)[4], float b0, float b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
-}
-
-__device__ inline std::uint32_t to_tf32(float x) {
-  std::uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return bits;
-}
-
 // Two numbers as bfloat16 in a word, the first in its lower half.
 __device__ inline std::uint32_t pack(float first, float second) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
   return *reinterpret_cast<const std::uint32_t*>(&both);
+}
+
+// a and b as sums of two bfloat16 numbers each, packed.
+__device__ inline void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
+  high = pack(a, b);
+  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
 }
 
 }  // namespace megalodon::ops::cuda

@@ -47,13 +47,20 @@ __global__ void __launch_bounds__(32) sums(const float* x, const std::int64_t* t
 
 void sums_by_token(const float* x, const std::int64_t* tokens, std::int64_t N, std::int64_t D, std::int64_t V,
                    std::int64_t rows, float* y, cudaStream_t stream) {
+  const auto launch = [&]<int W>(Width<W>) {
+    const auto shared = static_cast<std::size_t>(V) * 32 * W * sizeof(float);
+    if constexpr (W > 1) {
+      if (shared > most_shared_memory()) return false;
+    }
+    allow_shared_memory(sums<W>, shared);
+    const dim3 grid(grid_size(ceil_div(D, 32 * W)), grid_size(ceil_div(N, rows)));
+    sums<W><<<grid, 32, shared, stream>>>(x, tokens, N, D, V, rows, y);
+    return true;
+  };
   with_pack_width<float>(
       D,
-      [&]<int W>(Width<W>) {
-        const auto shared = static_cast<std::size_t>(V) * 32 * W * sizeof(float);
-        allow_shared_memory(sums<W>, shared);
-        const dim3 grid(grid_size(ceil_div(D, 32 * W)), grid_size(ceil_div(N, rows)));
-        sums<W><<<grid, 32, shared, stream>>>(x, tokens, N, D, V, rows, y);
+      [&]<int W>(Width<W> width) {
+        if (!launch(width)) launch(Width<1>{});
       },
       x, y);
 }

@@ -14,9 +14,11 @@
 // it.
 //
 // One kernel each way. A tile is kSteps steps of as many groups as a warp reads at once. A block reads it
-// once, sums over the features, waits for the sums of the tiles before it, and writes the result. All blocks
-// wait for the slowest, and would then all read, then all compute, then all write: so each has its next tile
-// on the way while it waits and writes.
+// once, sums over the features, waits for the sums of the tiles before it, and writes the result; its next
+// tile is on the way meanwhile. All blocks would wait for the slowest and then all read, all compute, all
+// write: so a tile goes through its block in two parts, and between the first and the second comes the first
+// part of the block's next tile. A tile's sum is told long before the tiles after it ask, and hardly any
+// waits.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -47,6 +49,7 @@ struct Plan {
   int K, lane_bits, groups;  // log2 of the lanes of a group; groups of a warp, which are those of a tile
   float scale;               // 1/K
   int slices, tiles;         // tiles across the groups and along the steps of a sequence
+  int last_steps;            // of the last of those
   unsigned chains;           // of tiles, along the steps
   unsigned* taken;           // tickets, less one
   Sums* totals;              // [B, G, tiles + chunks]
@@ -61,6 +64,7 @@ struct Plan {
     while (V << lane_bits < K && lane_bits < 5) ++lane_bits;
     groups = 32 >> lane_bits;
     slices = static_cast<int>(ceil_div(s.G, groups)), tiles = static_cast<int>(count_tiles(s));
+    last_steps = static_cast<int>(s.L - std::int64_t{tiles - 1} * kSteps);
     chains = static_cast<unsigned>(s.B * slices);
   }
   __device__ int lanes() const { return 1 << lane_bits; }
@@ -69,8 +73,8 @@ struct Plan {
   }
 };
 
-// Tiles have their turns by tickets, of thread 0. A block may hold two, but works on the smaller first, and a
-// tile waits only for tiles of smaller tickets: those are with blocks that run.
+// Tiles have their turns by tickets, of thread 0. A block may hold several, but waits for the smaller first,
+// and a tile waits only for tiles of smaller tickets: those are with blocks that run.
 __device__ unsigned take_ticket(const Plan& plan) {
   return threadIdx.x == 0 ? atomicAdd(plan.taken, 1) : 0;
 }
@@ -78,17 +82,11 @@ __device__ unsigned take_ticket(const Plan& plan) {
 struct Place {
   int b, first_group, turn;  // the turn among the tiles of the sequence, plan.tiles or more: none is left
 };
-// By its ticket, for all threads, which meet here.
-__device__ Place share_place(const Plan& plan, unsigned ticket) {
-  __shared__ Place place;
-  if (threadIdx.x == 0) {
-    ++ticket;  // the memory began with all ones
-    const unsigned turn = ticket / plan.chains, chain = ticket % plan.chains, b = chain / plan.slices;
-    place = {static_cast<int>(b), static_cast<int>(chain - b * plan.slices) * plan.groups,
-             static_cast<int>(turn)};
-  }
-  __syncthreads();
-  return place;
+__device__ Place place_of(const Plan& plan, unsigned ticket) {
+  ++ticket;  // the memory began with all ones
+  const unsigned turn = ticket / plan.chains, chain = ticket % plan.chains, b = chain / plan.slices;
+  return {static_cast<int>(b), static_cast<int>(chain - b * plan.slices) * plan.groups,
+          static_cast<int>(turn)};
 }
 
 // A thread's share of a tile: V columns of the rows, and those 32 V further on where a group is wider.
@@ -102,7 +100,7 @@ struct Share {
         first_group(at.first_group),
         groups(min(static_cast<int>(s.G) - first_group, plan.groups)),
         tile(backward ? plan.tiles - 1 - at.turn : at.turn),
-        steps(static_cast<int>(min(s.L - first_step(), std::int64_t{kSteps}))),
+        steps(tile == plan.tiles - 1 ? plan.last_steps : kSteps),
         g(lane() >> plan.lane_bits),
         first(g < groups ? (lane() & (plan.lanes() - 1)) * V : plan.K) {}  // none
   __device__ static int warp() { return threadIdx.x / 32; }
@@ -111,8 +109,8 @@ struct Share {
   __device__ bool has_row(int r) const { return step(r) < steps; }
   __device__ std::int64_t first_step() const { return std::int64_t{tile} * kSteps; }
   __device__ std::int64_t row(const TimestepNormShape& s) const { return b * s.L + first_step() + warp(); }
-  __device__ std::int64_t group() const { return first_group + min(g, groups - 1); }
-  __device__ std::int64_t column(const Plan& plan) const { return group() * plan.K + first; }
+  __device__ int group() const { return first_group + min(g, groups - 1); }
+  __device__ int column(const Plan& plan) const { return group() * plan.K + first; }
   __device__ std::int64_t first_element(const TimestepNormShape& s, const Plan& plan) const {
     return row(s) * s.D + column(plan);
   }
@@ -136,24 +134,6 @@ struct Share {
     }
   }
 };
-
-template <int V>
-__device__ void unpack_words(const Pack<float, V>& pack, float (&to)[V]) {
-  unpack(pack, to);
-}
-// By words of two: an instruction for each number.
-template <int V>
-__device__ void unpack_words(const Pack<Bfloat16, V>& pack, float (&to)[V]) {
-  if constexpr (V == 1) {
-    unpack(pack, to);
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; i += 2) {
-      const unsigned word = reinterpret_cast<const unsigned*>(pack.value)[i / 2];
-      to[i] = __uint_as_float(word << 16), to[i + 1] = __uint_as_float(word & 0xffff0000);
-    }
-  }
-}
 
 // A thread's rows of a tile of x. They come once, into shared memory, where only the thread itself reads
 // them; where a group is too wide they are read from x each time. What is read of rows that are not there
@@ -189,9 +169,9 @@ struct Rows {
   }
   __device__ void read(const Share<V, kKept>& own, int r, int offset, float (&to)[V]) const {
     if constexpr (kKept) {
-      unpack_words(kept[r * kThreads], to);
+      unpack(kept[r * kThreads], to);
     } else {
-      unpack_words(own.has_row(r) ? load_pack<V>(x + r * pitch + offset) : Pack<T, V>{}, to);
+      unpack(own.has_row(r) ? load_pack<V>(x + r * pitch + offset) : Pack<T, V>{}, to);
     }
   }
 };
@@ -217,6 +197,7 @@ struct Counts {
   unsigned bits;
   std::int64_t before;  // counted steps before the tile, earlier calls' too
 
+  Counts() = default;
   template <int V, bool kKept>
   __device__ Counts(const std::uint8_t* mask, const TimestepNormShape& s, const Share<V, kKept>& own) {
     bits = ~0u >> (kSteps - own.steps);
@@ -250,8 +231,14 @@ struct StepArray {
   __device__ Step& operator()(int t, int g) const { return data[g * kPitch + t]; }
 };
 // y = ((x - mean) rstd + rest) (1 + weight) + bias: mean is center + distance rounded, rest the rounding.
-struct alignas(16) ForwardStep {
-  float distance, rstd, mean, rest;  // rstd: the step's variance until it is scanned
+union ForwardStep {
+  struct {
+    float distance, variance;
+  } alone;    // of the step's features
+  Sums sums;  // of the tile's steps until it, with it
+  struct {
+    float distance, rstd, mean, rest;
+  } all;  // of all steps until it
 };
 // dx = h rstd + slope (x - mean) + constant, h = dy (1 + weight).
 struct alignas(16) BackwardStep {
@@ -318,65 +305,82 @@ __device__ bool is_there(Sums sums) {
   return __double_as_longlong(sums.s) != -1 && __double_as_longlong(sums.q) != -1;
 }
 
-// The sum of the tiles that had their turn before in the sequence, whose own is `own`; for the warp of a
-// group. Always added up in the same order: what is before the chunk before, from its last tile, and each
-// tile since then. So a chunk's time goes by until that first sum is needed.
-__device__ Sums sum_before(const TimestepNormShape& s, const Plan& plan, std::int64_t b, std::int64_t group,
-                           int turn, Sums own) {
-  const int lane = threadIdx.x % 32, chunk = turn / kChunk, chunks = (plan.tiles + kChunk - 1) / kChunk;
-  Sums* const of_tile = plan.totals + (b * s.G + group) * (std::int64_t{plan.tiles} + chunks);
-  Sums* const until_chunk = of_tile + plan.tiles;  // with it
-  if (lane == 0) publish(own, of_tile + turn);
+// What the tiles of a group tell each other along the steps of a sequence, by their turns: each its sum, the
+// last of a chunk the sum until it. For a warp.
+struct Chain {
+  Sums *of_tile, *until_chunk;  // with it
 
-  const int first = max(chunk - 1, 0) * kChunk + lane, second = first + kChunk;
-  const Sums* from[2] = {first < turn ? of_tile + first : nullptr,
-                         second < turn ? of_tile + second : nullptr};
-  // A chunk's last tile is never before another of its chunk: its lane takes what was before both chunks.
-  if (chunk > 1 && lane == 31) from[1] = until_chunk + chunk - 2;
-  Sums sums[2] = {};
-  do {
+  __device__ Chain(const TimestepNormShape& s, const Plan& plan, std::int64_t b, std::int64_t group) {
+    const int chunks = (plan.tiles + kChunk - 1) / kChunk;
+    of_tile = plan.totals + (b * s.G + group) * (std::int64_t{plan.tiles} + chunks);
+    until_chunk = of_tile + plan.tiles;
+  }
+  __device__ void tell(int turn, Sums total) const {
+    if (threadIdx.x % 32 == 0) publish(total, of_tile + turn);
+  }
+  // `until` of the last lane is the sum until this tile.
+  __device__ void pass_on(int turn, Sums until) const {
+    if (turn % kChunk == kChunk - 1 && threadIdx.x % 32 == 31) publish(until, until_chunk + turn / kChunk);
+  }
+  // The sum of the tiles before. Always added up in the same order: what is before the chunk before, from its
+  // last tile, and each tile since then. So a chunk's time goes by until that first sum is needed.
+  __device__ Sums before(int turn) const {
+    const int lane = threadIdx.x % 32, chunk = turn / kChunk, first = max(chunk - 1, 0) * kChunk + lane,
+              second = first + kChunk;
+    // A chunk's last tile is never before another of its chunk: its lane takes what was before both chunks.
+    const bool takes_chunk = chunk > 1 && lane == 31;
+    const Sums* const from[2] = {of_tile + first, takes_chunk ? until_chunk + chunk - 2 : of_tile + second};
+    bool missing[2] = {first < turn, takes_chunk || second < turn};
+    Sums sums[2] = {};
+    do {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (from[i] != nullptr) sums[i] = look(from[i]);
-    }
-  } while (!is_there(sums[0]) || !is_there(sums[1]));
-  Sums sum = sums[0] + sums[1];
+      for (int i = 0; i < 2; ++i) {
+        if (!missing[i]) continue;
+        sums[i] = look(from[i]);
+        missing[i] = !is_there(sums[i]);
+      }
+    } while (__any_sync(~0u, missing[0] || missing[1]));
+    Sums sum = sums[0] + sums[1];
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2)
-    sum = sum + Sums{__shfl_xor_sync(~0u, sum.s, offset), __shfl_xor_sync(~0u, sum.q, offset)};
-  if (turn % kChunk == kChunk - 1 && lane == 0) publish(sum + own, until_chunk + chunk);
-  return sum;
-}
+    for (int offset = 16; offset > 0; offset /= 2)
+      sum = sum + Sums{__shfl_xor_sync(~0u, sum.s, offset), __shfl_xor_sync(~0u, sum.q, offset)};
+    return sum;
+  }
+};
+
+// Three tiles are in shared memory: one to be written, one to be summed up, one on its way.
+constexpr int kForwardTiles = 3;
 
 template <class T, int V, bool kKept>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     forward(TimestepNormShape s, TimestepNormForward<T> a, Plan plan) {
   extern __shared__ uint4 shared[];
-  using Tile = Rows<T, V, kKept>;  // two of them
-  const StepArray<ForwardStep> step{
-      reinterpret_cast<ForwardStep*>(reinterpret_cast<Pack<T, V>*>(shared) + 2 * Tile::kPacks)};
-  const auto start = [&](Place at, int place) {
-    if (at.turn < plan.tiles) {
-      const Share<V, kKept> own(s, plan, at, false);
-      Tile(a.x, s, plan, own, shared, place).start(plan, own);
+  __shared__ Place places[4];  // of tile i of the block: i % 4
+  using Tile = Rows<T, V, kKept>;
+  auto* const steps =
+      reinterpret_cast<ForwardStep*>(reinterpret_cast<Pack<T, V>*>(shared) + kForwardTiles * Tile::kPacks);
+  const auto step_array = [&](int i) {
+    return StepArray<ForwardStep>{steps + i % 2 * StepArray<ForwardStep>::kPitch * plan.groups};
+  };
+  const auto tile_of = [&](const Share<V, kKept>& own, int i) {
+    return Tile(a.x, s, plan, own, shared, i % kForwardTiles);
+  };
+  const auto is_tile = [&](int i) { return places[i % 4].turn < plan.tiles; };
+  const auto start = [&](int i) {
+    if (is_tile(i)) {
+      const Share<V, kKept> own(s, plan, places[i % 4], false);
+      tile_of(own, i).start(plan, own);
     }
     __pipeline_commit();
   };
-
-  Place at = share_place(plan, take_ticket(plan));
-  start(at, 0);
-  __syncthreads();
-  for (int place = 0; at.turn < plan.tiles; place ^= 1) {
-    const unsigned next = take_ticket(plan);
-    const Share<V, kKept> own(s, plan, at, false);
-    const Tile x(a.x, s, plan, own, shared, place);
-    Counts counts(a.mask, s, own);
-    const std::int64_t prior = a.count[own.b];
-    counts.before = prior + counted(a.mask, s, own.b, 0, own.first_step());
-    const float mean_before = a.mean[own.b * s.G + own.group()], center = prior > 0 ? mean_before : 0;
-    __pipeline_wait_prior(0);
-
-    // Mean and variance of each step.
+  // Mean and variance of each step of tile i; all but the tile that was started last have come.
+  const auto sum_up = [&](int i) {
+    const Share<V, kKept> own(s, plan, places[i % 4], false);
+    const Tile x = tile_of(own, i);
+    const StepArray<ForwardStep> step = step_array(i);
+    const float mean_before = a.mean[own.b * s.G + own.group()],
+                center = a.count[own.b] > 0 ? mean_before : 0;
+    __pipeline_wait_prior(1);
     float mean[kRows] = {}, squares[kRows] = {};
     own.for_columns(plan, [&](int offset) {
 #pragma unroll
@@ -402,24 +406,55 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     group_sums(squares, plan.lanes());
     if (own.is_first()) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        ForwardStep& to = step(own.step(r), own.g);
-        to.distance = mean[r] - center, to.rstd = squares[r] * plan.scale;
-      }
+      for (int r = 0; r < kRows; ++r)
+        step(own.step(r), own.g).alone = {mean[r] - center, squares[r] * plan.scale};
     }
-    at = share_place(plan, next);
-    start(at, place ^ 1);
+  };
+  // The sums of tile i, its own told to the tiles after it.
+  const auto tell_sums = [&](int i) {
+    const Share<V, kKept> own(s, plan, places[i % 4], false);
+    const Counts counts(a.mask, s, own);
+    for (int g = kWarps - 1 - own.warp(); g < own.groups; g += kWarps) {  // other warps than those that wait
+      ForwardStep& step = step_array(i)(own.lane(), g);
+      const double distance = step.alone.distance;
+      Sums sums{0, 0};
+      if (counts.has(own.lane())) sums = {distance, step.alone.variance + distance * distance};
+      const Sums total = scan(sums);
+      Chain(s, plan, own.b, own.first_group + g).tell(own.tile, total);
+      step.sums = sums;
+    }
+  };
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) places[i] = place_of(plan, take_ticket(plan));
+  }
+  __syncthreads();
+  start(0);
+  for (int coming = 0; coming == 0 || is_tile(coming - 1); ++coming) {
+    start(coming + 1);
+    const unsigned ticket = take_ticket(plan);
+    if (is_tile(coming)) sum_up(coming);
+    if (threadIdx.x == 0) places[(coming + 2) % 4] = place_of(plan, ticket);
+    __syncthreads();
+    if (is_tile(coming)) tell_sums(coming);
+    if (coming == 0) continue;
+
+    const int i = coming - 1;
+    const Share<V, kKept> own(s, plan, places[i % 4], false);
+    const Tile x = tile_of(own, i);
+    const StepArray<ForwardStep> step = step_array(i);
+    Counts counts(a.mask, s, own);
+    const std::int64_t prior = a.count[own.b];
+    counts.before = prior + counted(a.mask, s, own.b, 0, own.first_step());
 
     // The statistics with each step.
     for (int g = own.warp(); g < own.groups; g += kWarps) {
       const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
       const int t = own.lane();
-      const double of_step = step(t, g).distance;
-      Sums sums{0, 0};
-      if (counts.has(t)) sums = {of_step, step(t, g).rstd + of_step * of_step};
       const float mean_0 = a.mean[of_state], var_0 = a.var[of_state], from = prior > 0 ? mean_0 : 0;
-      const Sums total = scan(sums);
-      sums = sum_before(s, plan, own.b, group, own.tile, total) + sums;
+      const Chain chain(s, plan, own.b, group);
+      Sums sums = chain.before(own.tile) + step(t, g).sums;
+      chain.pass_on(own.tile, sums);
       if (prior > 0) sums.q += static_cast<double>(prior) * var_0;
       const std::int64_t n = counts.until(t);
       const Divisor by_n(n);
@@ -427,8 +462,8 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
                    var = n > prior ? fmax(0.0, by_n(sums.q) - distance * distance) : var_0;
       const float mean = static_cast<float>(from + distance),
                   rstd = reciprocal_root(static_cast<float>(var) + a.eps);
-      step(t, g) = {static_cast<float>(distance), rstd, mean,
-                    static_cast<float>(mean - (from + distance)) * rstd};
+      step(t, g).all = {static_cast<float>(distance), rstd, mean,
+                        static_cast<float>(mean - (from + distance)) * rstd};
       if (own.tile == plan.tiles - 1 && t == kSteps - 1)
         a.last_mean[of_state] = mean, a.last_var[of_state] = static_cast<float>(var);
       if (own.tile == 0 && t == 0 && a.step_mean != nullptr)
@@ -445,7 +480,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
       T* to = a.y + own.first_element(s, plan) + offset;
 #pragma unroll
       for (int r = 0; r < kRows; ++r, to += x.pitch) {
-        const ForwardStep now = step(own.step(r), own.g);
+        const auto now = step(own.step(r), own.g).all;
         float y[V];
         x.read(own, r, offset, y);
 #pragma unroll
@@ -455,11 +490,13 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
       }
     });
     if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.y);
-    if (a.step_mean == nullptr) continue;
-    own.for_statistics(s, plan, [&](int t, int g, std::int64_t to) {
-      const ForwardStep now = step(t, g);
-      a.step_mean[to + (own.b + 1) * s.G] = now.distance, a.step_rstd[to] = now.rstd;
-    });
+    if (a.step_mean != nullptr) {
+      own.for_statistics(s, plan, [&](int t, int g, std::int64_t to) {
+        const auto now = step(t, g).all;
+        a.step_mean[to + (own.b + 1) * s.G] = now.distance, a.step_rstd[to] = now.rstd;
+      });
+    }
+    __syncwarp();  // the steps have been read
   }
 }
 
@@ -480,22 +517,105 @@ static_assert(kRows * sizeof(Bfloat16) >= 2 * sizeof(float));
 //   d_mean = -rstd sum(h),   d_var = -rstd^3 sum(h u) / 2,
 // and S and Q get (d_mean - 2 (mean - center) d_var)/n and d_var/n from it and from every step after, so that
 //   dx = h rstd + (dS + 2 (x - center) dQ) / K.
+// These two of the lane's step, the last first, and the steps of the tile after it. Returns the tile's sum.
+__device__ Sums gradient_sums(const BackwardStep& now, const Counts& counts, Sums& sums) {
+  const int t = kSteps - 1 - static_cast<int>(threadIdx.x) % 32;
+  sums = {0, 0};
+  if (counts.has(t)) {
+    const double distance = now.distance;
+    const float d_mean = -now.rstd * now.constant, d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
+    const Divisor by_n(counts.until(t));
+    sums = {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
+  }
+  return scan(sums);
+}
+
+// dx of a tile, and the sums over its steps for weight and bias, in the place of its x. For all threads.
+template <class T, int V, bool kKept>
+__device__ void write_tile(const TimestepNormShape& s, const TimestepNormBackward<T>& a, const Plan& plan,
+                           const Share<V, kKept>& own, const Counts& counts, const Rows<T, V, kKept>& x,
+                           const Rows<T, V, kKept>& dy, const StepArray<BackwardStep>& step,
+                           float* parameter_sums) {
+  const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
+  if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
+  for (int offset = 0; offset < plan.K; offset += 32 * V) {
+    float of_columns[2][V] = {};  // gradients of weight and bias
+    if (own.first + offset < plan.K) {
+      float weight[V];
+      load(a.weight + own.column(plan) + offset, weight);
+#pragma unroll
+      for (int j = 0; j < V; ++j) weight[j] += 1;
+      T* to = a.dx + own.first_element(s, plan) + offset;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r, to += x.pitch) {
+        const BackwardStep now = step(own.step(r), own.g);
+        const float mean = center + now.distance;
+        if (!counts.has(own.step(r))) continue;
+        float v[V], d[V];
+        x.read(own, r, offset, v);
+        dy.read(own, r, offset, d);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const float u = v[j] - mean, scaled = d[j] * now.rstd;
+          of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
+          v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
+        }
+        store(v, to);
+      }
+    }
+    __syncthreads();
+    constexpr int P = kSumsOfPack<V>;
+    auto* const partial = reinterpret_cast<SumPack<V>*>(x.kept - threadIdx.x);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        partial[(k * V + j) / P * kThreads + threadIdx.x].value[j % P] = of_columns[k][j];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kSumPacks<V> * 32; i += kThreads) {
+      const int pack = i / 32, lane = i % 32, g = lane >> plan.lane_bits, k = pack * P / V;
+      const int column = (lane & (plan.lanes() - 1)) * V + offset + pack * P % V;
+      if (g >= own.groups || column >= plan.K) continue;
+      float sums[P] = {};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const SumPack<V> of_warp = partial[pack * kThreads + w * 32 + lane];
+#pragma unroll
+        for (int p = 0; p < P; ++p) sums[p] += of_warp.value[p];
+      }
+      const std::int64_t of_tile = std::int64_t{own.b} * plan.tiles + own.tile;
+      store(sums,
+            parameter_sums + (of_tile * 2 + k) * s.D + (std::int64_t{own.first_group} + g) * plan.K + column);
+    }
+  }
+}
+
 template <class T, int V, bool kKept>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     backward(TimestepNormShape s, TimestepNormBackward<T> a, Plan plan, float* parameter_sums) {
   extern __shared__ uint4 shared[];
-  using Tile = Rows<T, V, kKept>;  // twice x and dy
+  __shared__ Place places[4];      // of tile i of the block: i % 4
+  using Tile = Rows<T, V, kKept>;  // twice x and dy: more would be a block less of a multiprocessor
   auto* const steps =
       reinterpret_cast<BackwardStep*>(shared + kBackwardTiles<T, V, kKept> / sizeof(uint4));  // also twice
-  const auto step_array = [&](int place) {
-    return StepArray<BackwardStep>{steps + place * StepArray<BackwardStep>::kPitch * plan.groups};
+  const auto step_array = [&](int i) {
+    return StepArray<BackwardStep>{steps + i % 2 * StepArray<BackwardStep>::kPitch * plan.groups};
   };
-  const auto start = [&](Place at, int place) {
-    if (at.turn < plan.tiles) {
-      const Share<V, kKept> own(s, plan, at, true);
-      Tile(a.x, s, plan, own, shared, 2 * place).start(plan, own);
-      Tile(a.dy, s, plan, own, shared, 2 * place + 1).start(plan, own);
-      const auto step = step_array(place);
+  const auto is_tile = [&](int i) { return places[i % 4].turn < plan.tiles; };
+  const auto share_of = [&](int i) { return Share<V, kKept>(s, plan, places[i % 4], true); };
+  const auto x_of = [&](const Share<V, kKept>& own, int i) {
+    return Tile(a.x, s, plan, own, shared, i % 2 * 2);
+  };
+  const auto dy_of = [&](const Share<V, kKept>& own, int i) {
+    return Tile(a.dy, s, plan, own, shared, i % 2 * 2 + 1);
+  };
+  const auto start = [&](int i) {
+    if (is_tile(i)) {
+      const auto own = share_of(i);
+      x_of(own, i).start(plan, own);
+      dy_of(own, i).start(plan, own);
+      const auto step = step_array(i);
       own.for_statistics(s, plan, [&](int t, int g, std::int64_t from) {
         __pipeline_memcpy_async(&step(t, g).distance, a.step_mean + from + (own.b + 1) * s.G, 4);
         __pipeline_memcpy_async(&step(t, g).rstd, a.step_rstd + from, 4);
@@ -503,25 +623,16 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     }
     __pipeline_commit();
   };
-
-  Place at = share_place(plan, take_ticket(plan));
-  start(at, 0);
-  __syncthreads();
-  for (int place = 0; at.turn < plan.tiles; place ^= 1) {
-    const unsigned next = take_ticket(plan);
-    const Share<V, kKept> own(s, plan, at, true);
-    const Tile x(a.x, s, plan, own, shared, 2 * place), dy(a.dy, s, plan, own, shared, 2 * place + 1);
-    const auto step = step_array(place);
-    Counts counts(a.mask, s, own);
-    const std::int64_t last_count = a.last_count[own.b];
-    counts.before = last_count - counted(a.mask, s, own.b, own.first_step(), s.L);
+  // The gradients of mean and variance of each step of tile i.
+  const auto sum_up = [&](int i) {
+    const auto own = share_of(i);
+    const Tile x = x_of(own, i), dy = dy_of(own, i);
+    const auto step = step_array(i);
     const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
     float weight[V] = {};
     if (own.first < plan.K) load(a.weight + own.column(plan), weight);
     __pipeline_wait_prior(0);
     __syncwarp();  // the steps came for other lanes
-
-    // The gradients of mean and variance of each step.
     float sum_h[kRows] = {}, sum_hu[kRows] = {};
     own.for_columns(plan, [&](int offset) {
       if (offset > 0) load(a.weight + own.column(plan) + offset, weight);
@@ -547,31 +658,30 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
         to.slope = sum_hu[r], to.constant = sum_h[r];
       }
     }
-    at = share_place(plan, next);
-    start(at, place ^ 1);
+  };
 
+  // The second part of tile i: what comes from the tiles after it, and its gradients.
+  const auto finish = [&](int i, const Counts& counts) {
+    const auto own = share_of(i);
+    const Tile x = x_of(own, i), dy = dy_of(own, i);
+    const auto step = step_array(i);
+    const std::int64_t last_count = a.last_count[own.b];
     for (int g = own.warp(); g < own.groups; g += kWarps) {
       const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
-      const int t = kSteps - 1 - own.lane();
-      const bool counts_here = counts.has(t);
-      const BackwardStep now = step(t, g);
-      const double distance = now.distance;
+      const int t = kSteps - 1 - own.lane(), turn = plan.tiles - 1 - own.tile;
+      const double distance = step(t, g).distance;
       const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
                    last_mean = a.step_mean[((own.b + 1) * (s.L + 1) - 1) * s.G + group];
-      Sums sums{0, 0};
-      if (counts_here) {
-        const float d_mean = -now.rstd * now.constant,
-                    d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
-        const Divisor by_n(counts.until(t));
-        sums = {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
-      }
-      const Sums total = scan(sums);
-      sums = sum_before(s, plan, own.b, group, plan.tiles - 1 - own.tile, total) + sums;
+      Sums sums;
+      gradient_sums(step(t, g), counts, sums);
+      const Chain chain(s, plan, own.b, group);
+      sums = chain.before(turn) + sums;
+      chain.pass_on(turn, sums);
       if (last_count > 0) {
         const Divisor by_n(last_count);
         sums = Sums{by_n(d_last_mean - 2 * last_mean * d_last_var), by_n(d_last_var)} + sums;
       }
-      if (counts_here) {
+      if (counts.has(t)) {
         step(t, g).slope = static_cast<float>(2 * sums.q) * plan.scale;
         step(t, g).constant = static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale;
       }
@@ -581,58 +691,34 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     }
     __syncthreads();
 
-    if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
-    for (int offset = 0; offset < plan.K; offset += 32 * V) {
-      float of_columns[2][V] = {};  // gradients of weight and bias
-      if (own.first + offset < plan.K) {
-        if (!kKept) load(a.weight + own.column(plan) + offset, weight);
-#pragma unroll
-        for (int j = 0; j < V; ++j) weight[j] += 1;
-        T* to = a.dx + own.first_element(s, plan) + offset;
-#pragma unroll
-        for (int r = 0; r < kRows; ++r, to += x.pitch) {
-          const BackwardStep now = step(own.step(r), own.g);
-          const float mean = center + now.distance;
-          if (!counts.has(own.step(r))) continue;
-          float v[V], d[V];
-          x.read(own, r, offset, v);
-          dy.read(own, r, offset, d);
-#pragma unroll
-          for (int j = 0; j < V; ++j) {
-            const float u = v[j] - mean, scaled = d[j] * now.rstd;
-            of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
-            v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
-          }
-          store(v, to);
-        }
-      }
-      __syncthreads();
-      constexpr int P = kSumsOfPack<V>;
-      auto* const partial =
-          reinterpret_cast<SumPack<V>*>(reinterpret_cast<Pack<T, V>*>(shared) + 2 * place * Tile::kPacks);
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-#pragma unroll
-        for (int j = 0; j < V; ++j)
-          partial[(k * V + j) / P * kThreads + threadIdx.x].value[j % P] = of_columns[k][j];
-      }
-      __syncthreads();
-      for (int i = threadIdx.x; i < kSumPacks<V> * 32; i += kThreads) {
-        const int pack = i / 32, lane = i % 32, g = lane >> plan.lane_bits, k = pack * P / V;
-        const int column = (lane & (plan.lanes() - 1)) * V + offset + pack * P % V;
-        if (g >= own.groups || column >= plan.K) continue;
-        float sums[P] = {};
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          const SumPack<V> of_warp = partial[pack * kThreads + w * 32 + lane];
-#pragma unroll
-          for (int p = 0; p < P; ++p) sums[p] += of_warp.value[p];
-        }
-        const std::int64_t of_tile = std::int64_t{own.b} * plan.tiles + own.tile;
-        store(sums, parameter_sums + (of_tile * 2 + k) * s.D + (std::int64_t{own.first_group} + g) * plan.K +
-                        column);
+    write_tile(s, a, plan, own, counts, x, dy, step, parameter_sums);
+    __syncthreads();  // the tile's place is free
+  };
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) places[i] = place_of(plan, take_ticket(plan));
+  }
+  __syncthreads();
+  start(0);
+  Counts counts, counts_of_coming;
+  for (int coming = 0; coming == 0 || is_tile(coming - 1); ++coming, counts = counts_of_coming) {
+    const unsigned ticket = take_ticket(plan);
+    if (is_tile(coming)) sum_up(coming);
+    if (threadIdx.x == 0) places[(coming + 2) % 4] = place_of(plan, ticket);
+    __syncthreads();
+    if (is_tile(coming)) {
+      const auto own = share_of(coming);
+      counts_of_coming = Counts(a.mask, s, own);
+      counts_of_coming.before = a.last_count[own.b] - counted(a.mask, s, own.b, own.first_step(), s.L);
+      for (int g = kWarps - 1 - own.warp(); g < own.groups; g += kWarps) {
+        Sums sums;
+        const Sums total =
+            gradient_sums(step_array(coming)(kSteps - 1 - own.lane(), g), counts_of_coming, sums);
+        Chain(s, plan, own.b, own.first_group + g).tell(plan.tiles - 1 - own.tile, total);
       }
     }
+    if (coming > 0) finish(coming - 1, counts);
+    start(coming + 1);
   }
 }
 
@@ -666,8 +752,8 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
   with_plan<T>(
       s, work, stream,
       [&]<int V, bool kKept>(const Plan& plan) {
-        const std::size_t shared =
-            2 * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) + step_bytes<ForwardStep>(plan);
+        const std::size_t shared = kForwardTiles * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) +
+                                   2 * step_bytes<ForwardStep>(plan);
         allow_shared_memory(forward<T, V, kKept>, shared);
         forward<T, V, kKept><<<plan.blocks(kForwardBlocks), kThreads, shared, stream>>>(s, a, plan);
       },
