@@ -95,6 +95,9 @@ struct StepLaunch {
 
 template <class... P, class... A>
 void launch_step(const StepLaunch& launch, void (*kernel)(P...), A&&... arguments) {
+  // Kernels run side by side on a multiprocessor only where they divide its memory alike.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
