@@ -275,8 +275,8 @@ class Input {
       : s_(share), shared_(shared), g_(static_cast<int>(threadIdx.x) % 32 / 4), t_(threadIdx.x % 4) {}
 
   // That of a layer, for all threads of the cluster; `scratch` [warps, 8 N] is free again when the block has
-  // met next. `turn`: how many inputs there were before.
-  __device__ void read(int layer, Norm& norm, Moments* scratch, int turn) {
+  // met next.
+  __device__ void read(int layer, Norm& norm, Moments* scratch) {
     constexpr int kAtOnce = M > 0 ? M : 4;
     const Bfloat16* const from = s_.call.layer[layer].x + 8 * t_;
 #pragma unroll 1
@@ -296,7 +296,7 @@ class Input {
     if (kind == InputNorm::none) return;
     __pipeline_wait_prior(kSlots<N> - 1);
     norm.prepare(layer);
-    normalise(kind, norm, scratch, turn);
+    normalise(kind, norm, scratch);
   }
   __device__ uint4 get(int i, int h, int n) const {
     if constexpr (M > 0) {
@@ -354,8 +354,8 @@ class Input {
   }
 
   // Mean and reciprocal deviation of the thread's rows.
-  __device__ void moments(InputNorm kind, Moments* scratch, int turn, float2 (&of_row)[N]) const {
-    __shared__ Moments of_block[2][8 * N];
+  __device__ void moments(InputNorm kind, Moments* scratch, float2 (&of_row)[N]) {
+    __shared__ Moments of_block[2][8 * N];  // one is written while other blocks may still read the other
     const int thread = static_cast<int>(threadIdx.x);
     const float count = static_cast<float>(s_.features());
     float mean[N] = {}, squares[N] = {};
@@ -375,13 +375,13 @@ class Input {
       if (t_ == 0) scratch[s_.warp * 8 * N + 8 * n + g_] = {count, mean[n], all};
     }
     __syncthreads();
-    auto& here = of_block[turn % 2];
+    auto& here = of_block[turn_++ % 2];
     if (thread < 8 * N) here[thread] = join(s_.warps, [&](int w) { return scratch[w * 8 * N + thread]; });
     cluster_sync();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const Moments& mine = here[8 * n + g_];
-      const Moments all = gridDim.z == 1 ? mine : join(static_cast<int>(gridDim.z), [&](int block) {
+      const Moments all = join(static_cast<int>(gridDim.z), [&](int block) {
         return Moments{read_of_block(&mine.count, block), read_of_block(&mine.mean, block),
                        read_of_block(&mine.squares, block)};
       });
@@ -389,9 +389,9 @@ class Input {
     }
   }
 
-  __device__ void normalise(InputNorm kind, const Norm& norm, Moments* scratch, int turn) {
+  __device__ void normalise(InputNorm kind, const Norm& norm, Moments* scratch) {
     float2 of_row[N];
-    moments(kind, scratch, turn, of_row);
+    moments(kind, scratch, of_row);
     for_units([&](int i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -412,6 +412,7 @@ class Input {
   const Share& s_;
   uint4* const shared_;
   const int g_, t_;
+  int turn_ = 0;  // inputs that were normalised
   uint4 kept_[M > 0 ? M : 1][2][N];
 };
 
@@ -486,12 +487,12 @@ __global__ void __launch_bounds__(kWarps * 32, N == 1 ? 3 : 2)
   if (kAtOnce == 1) outputs[0].read_added(c);
 
   int read = -1;  // the layer whose input is there
-  int turn = 0, slot = 0;
+  int slot = 0;
   for (unsigned begin = share.first_tile; begin < share.end_tile; begin += kGroup) {
     for (int tile = 0; tile < share.group(begin); ++tile) {
       const int layer = Tile(c, begin + tile).layer;
       if (read < 0 || !has_same_input(c.layer[read], c.layer[layer]))
-        input.read(layer, norm, reinterpret_cast<Moments*>(sums), turn++);
+        input.read(layer, norm, reinterpret_cast<Moments*>(sums));
       read = layer;
 
       constexpr int S = 4 / N;  // sums side by side
