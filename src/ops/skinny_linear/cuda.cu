@@ -203,11 +203,6 @@ __device__ Moments join(int sets, F&& moments) {
 __device__ float sum(const float (&v)[8]) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
-__device__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 // The norm of a warp's features on its way into shared memory: [units, 64] of the weight and of the bias.
 class Norm {
  public:
@@ -266,43 +261,59 @@ class Norm {
 };
 
 // x as the tensor cores take it: thread (g, t) has rows 8 n + g, 8 neighbouring features of each half of its
-// warp's units. N groups of rows, M units in registers; or, M 0, in shared memory, where a thread reads only
-// what it wrote.
+// warp's units. N groups of rows, M units in registers, where each thread brings and normalises its own; or,
+// M 0, in shared memory, where the threads of a warp share the halves of the rows that there are.
 template <int N, int M>
 class Input {
  public:
-  __device__ Input(const Share& share, uint4* shared)
-      : s_(share), shared_(shared), g_(static_cast<int>(threadIdx.x) % 32 / 4), t_(threadIdx.x % 4) {}
+  __device__ Input(const Share& share, int row_bits, uint4* shared)
+      : s_(share),
+        shared_(shared),
+        g_(static_cast<int>(threadIdx.x) % 32 / 4),
+        t_(threadIdx.x % 4),
+        row_bits_(M > 0 ? 3 : row_bits) {}
 
   // That of a layer, for all threads of the cluster; `scratch` [warps, 8 N] is free again when the block has
   // met next.
   __device__ void read(int layer, Norm& norm, Moments* scratch) {
-    constexpr int kAtOnce = M > 0 ? M : 4;
-    const Bfloat16* const from = s_.call.layer[layer].x + 8 * t_;
+    constexpr int kAtOnce = M > 0 ? 2 * M : 4;
+    const Bfloat16* const from = s_.call.layer[layer].x;
 #pragma unroll 1
-    for (int first = 0; s_.has(first); first += kAtOnce) {
-      uint4 x[kAtOnce][2][N];
-      for_packs<kAtOnce>([&](int i, int h, int n) {
-        const int row = 8 * n + g_;
-        x[i][h][n] = {0, 0, 0, 0};
-        if (s_.has(first + i, h) && row < s_.call.rows)
-          x[i][h][n] = *reinterpret_cast<const uint4*>(from + row * s_.call.width + s_.feature(first + i, h));
-      });
-      for_packs<kAtOnce>([&](int i, int h, int n) {
-        if (M > 0 || s_.has(first + i)) set(M > 0 ? i : first + i, h, n, x[i][h][n]);
-      });
+    for (int first = first_half(); s_.has(first / 2); first += kAtOnce * half_step()) {
+      uint4 x[kAtOnce][N];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int half = first + k * half_step(), i = half / 2, h = half % 2;
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          x[k][n] = {0, 0, 0, 0};
+          if (s_.has(i, h) && row(n) < s_.call.rows)
+            x[k][n] =
+                *reinterpret_cast<const uint4*>(from + row(n) * s_.call.width + s_.feature(i, h) + 8 * t_);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int half = M > 0 ? k : first + k * half_step();
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          if (M > 0 || s_.has(half / 2)) set(half / 2, half % 2, n, x[k][n]);
+        }
+      }
     }
     const InputNorm kind = s_.call.layer[layer].norm;
-    if (kind == InputNorm::none) return;
-    __pipeline_wait_prior(kSlots<N> - 1);
-    norm.prepare(layer);
-    normalise(kind, norm, scratch);
+    if (kind != InputNorm::none) {
+      __pipeline_wait_prior(kSlots<N> - 1);
+      norm.prepare(layer);
+      normalise(kind, norm, scratch);
+    }
+    if constexpr (M == 0) __syncwarp();
   }
   __device__ uint4 get(int i, int h, int n) const {
     if constexpr (M > 0) {
       return kept_[i][h][n];
     } else {
-      return 8 * n + g_ < s_.call.rows ? *at(i, h, n) : uint4{0, 0, 0, 0};
+      return g_ < s_.call.rows ? *at(i, h, g_) : uint4{0, 0, 0, 0};
     }
   }
   // f(i) for the units of the warp.
@@ -320,37 +331,49 @@ class Input {
   }
 
  private:
-  __device__ uint4* at(int i, int h, int n) const {  // [units, 2, rows, 4] of the block
-    return shared_ + (2 * s_.unit(i) + h) * s_.call.rows * 4 + n * 32 + static_cast<int>(threadIdx.x) % 32;
+  static_assert(M > 0 || N == 1);
+
+  // What the thread brings and normalises: of some rows every so many halves of units.
+  __device__ int row(int n) const { return 8 * n + (g_ & ((1 << row_bits_) - 1)); }
+  __device__ int first_half() const { return M > 0 ? 0 : g_ >> row_bits_; }
+  __device__ int half_step() const { return M > 0 ? 1 : 8 >> row_bits_; }
+  __device__ uint4* at(int i, int h, int row) const {  // [units, 2, rows, 4] of the block
+    return shared_ + ((2 * s_.unit(i) + h) * s_.call.rows + row) * 4 + t_;
   }
   __device__ void set(int i, int h, int n, const uint4& x) {
     if constexpr (M > 0) {
       kept_[i][h][n] = x;
-    } else if (8 * n + g_ < s_.call.rows) {
-      *at(i, h, n) = x;
+    } else if (row(n) < s_.call.rows) {
+      *at(i, h, row(n)) = x;
     }
   }
-  template <int U, class F>  // f(i, h, n) for U units
-  __device__ static void for_packs(F&& f) {
+  template <class F>  // f(i, h) for the thread's halves that are there
+  __device__ void for_halves(F&& f) const {
+    if constexpr (M > 0) {
 #pragma unroll
-    for (int i = 0; i < U; ++i) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) f(i, h, n);
+      for (int half = 0; half < 2 * M; ++half) {
+        if (s_.has(half / 2, half % 2)) f(half / 2, half % 2);
+      }
+    } else {
+#pragma unroll 1
+      for (int half = first_half(); s_.has(half / 2); half += half_step()) {
+        if (s_.has(half / 2, half % 2)) f(half / 2, half % 2);
       }
     }
   }
-  template <class F>  // f(n, values) for the thread's packs
-  __device__ void for_values(F&& f) const {
-    for_units([&](int i) {
-      for_packs<1>([&](int, int h, int n) {
-        if (!s_.has(i, h)) return;
-        float v[8];
-        unpack(get(i, h, n), v);
-        f(n, v);
-      });
-    });
+  __device__ void values(int i, int h, int n, float (&to)[8]) const {
+    if constexpr (M > 0) {
+      unpack(kept_[i][h][n], to);
+    } else {
+      unpack(row(n) < s_.call.rows ? *at(i, h, row(n)) : uint4{0, 0, 0, 0}, to);
+    }
+  }
+  // Of a warp's threads with the same rows.
+  __device__ float row_sum(float x) const {
+    x += __shfl_xor_sync(~0u, x, 1);
+    x += __shfl_xor_sync(~0u, x, 2);
+    for (int offset = 4 << row_bits_; offset < 32; offset *= 2) x += __shfl_xor_sync(~0u, x, offset);
+    return x;
   }
 
   // Mean and reciprocal deviation of the thread's rows.
@@ -358,21 +381,31 @@ class Input {
     __shared__ Moments of_block[2][8 * N];  // one is written while other blocks may still read the other
     const int thread = static_cast<int>(threadIdx.x);
     const float count = static_cast<float>(s_.features());
-    float mean[N] = {}, squares[N] = {};
+    float mean[N] = {}, squares[N] = {}, v[8];
     if (kind == InputNorm::layer) {
-      for_values([&](int n, const float (&v)[8]) { mean[n] += sum(v); });
+      for_halves([&](int i, int h) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) mean[n] = __fdividef(quad_sum(mean[n]), fmaxf(count, 1));
+        for (int n = 0; n < N; ++n) {
+          values(i, h, n, v);
+          mean[n] += sum(v);
+        }
+      });
+#pragma unroll
+      for (int n = 0; n < N; ++n) mean[n] = __fdividef(row_sum(mean[n]), fmaxf(count, 1));
     }
-    for_values([&](int n, float (&v)[8]) {
+    for_halves([&](int i, int h) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = (v[j] - mean[n]) * (v[j] - mean[n]);
-      squares[n] += sum(v);
+      for (int n = 0; n < N; ++n) {
+        values(i, h, n, v);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v[j] = (v[j] - mean[n]) * (v[j] - mean[n]);
+        squares[n] += sum(v);
+      }
     });
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const float all = quad_sum(squares[n]);
-      if (t_ == 0) scratch[s_.warp * 8 * N + 8 * n + g_] = {count, mean[n], all};
+      const float all = row_sum(squares[n]);
+      if (t_ == 0 && g_ >> row_bits_ == 0) scratch[s_.warp * 8 * N + row(n)] = {count, mean[n], all};
     }
     __syncthreads();
     auto& here = of_block[turn_++ % 2];
@@ -380,7 +413,7 @@ class Input {
     cluster_sync();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const Moments& mine = here[8 * n + g_];
+      const Moments& mine = here[row(n)];
       const Moments all = join(static_cast<int>(gridDim.z), [&](int block) {
         return Moments{read_of_block(&mine.count, block), read_of_block(&mine.mean, block),
                        read_of_block(&mine.squares, block)};
@@ -392,26 +425,22 @@ class Input {
   __device__ void normalise(InputNorm kind, const Norm& norm, Moments* scratch) {
     float2 of_row[N];
     moments(kind, scratch, of_row);
-    for_units([&](int i) {
+    for_halves([&](int i, int h) {
+      float weight[8], bias[8], v[8];
+      norm.get(i, h * kChunk + 8 * t_, weight, bias);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float weight[8], bias[8];
-        norm.get(i, h * kChunk + 8 * t_, weight, bias);
+      for (int n = 0; n < N; ++n) {
+        values(i, h, n, v);
 #pragma unroll
-        for (int n = 0; n < N; ++n) {
-          float v[8];
-          unpack(get(i, h, n), v);
-#pragma unroll
-          for (int j = 0; j < 8; ++j) v[j] = (v[j] - of_row[n].x) * of_row[n].y * (1 + weight[j]) + bias[j];
-          set(i, h, n, pack(v));
-        }
+        for (int j = 0; j < 8; ++j) v[j] = (v[j] - of_row[n].x) * of_row[n].y * (1 + weight[j]) + bias[j];
+        set(i, h, n, pack(v));
       }
     });
   }
 
   const Share& s_;
   uint4* const shared_;
-  const int g_, t_;
+  const int g_, t_, row_bits_;
   int turn_ = 0;  // inputs that were normalised
   uint4 kept_[M > 0 ? M : 1][2][N];
 };
@@ -466,7 +495,8 @@ __global__ void __launch_bounds__(kWarps * 32, N == 1 ? 3 : 2)
   float* const totals = sums + share.warps * 8 * N * kPitch;
   auto* const of_features = reinterpret_cast<uint4*>(totals + kGroup * shares.places());
   Norm norm(share, of_features);
-  Input<N, M> input(share, of_features + (shares.has_norm ? shares.units * 2 * kUnit / 4 : 0));
+  Input<N, M> input(share, shares.row_bits,
+                    of_features + (shares.has_norm ? shares.units * 2 * kUnit / 4 : 0));
 
   if (shares.has_norm) norm.start_first();
   Weights weights(share, ring);
