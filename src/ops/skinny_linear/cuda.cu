@@ -612,7 +612,8 @@ Layout layout(const SkinnyCall& c, bool has_norm, int most_shared) {
   };
   while (l.rows > 1 && bytes() > most_shared) --l.rows;
   while (l.warps > 1 && bytes() > most_shared) --l.warps;
-  l.shared = bytes();
+  if (bytes() > most_shared) l.rows = 0;
+  l.shared = static_cast<std::size_t>(bytes());
   return l;
 }
 
@@ -649,17 +650,16 @@ bool launch(SkinnyCall call, cudaStream_t stream) {
 
 }  // namespace
 
-void skinny_linear(SkinnyCall call, cudaStream_t stream) {
+bool skinny_linear(SkinnyCall call, cudaStream_t stream) {
   call.tiles = 0;
   for (int i = 0; i < call.layers; ++i) {
     auto& layer = call.layer[i];
     layer.first_tile = call.tiles;
     call.tiles += static_cast<unsigned>(ceil_div(layer.out, layer.up != nullptr ? kTile / 2 : kTile));
   }
-  if (call.tiles == 0) return;
-  if (call.rows > 16 && launch<4, 2>(call, stream)) return;
-  if (call.rows > 8 && launch<2, 4>(call, stream)) return;
-  launch<1, 0>(call, stream);
+  if (call.tiles == 0 || call.rows == 0) return true;
+  return (call.rows > 16 && launch<4, 2>(call, stream)) || (call.rows > 8 && launch<2, 4>(call, stream)) ||
+         launch<1, 0>(call, stream);
 }
 
 }  // namespace megalodon::ops::cuda
