@@ -83,8 +83,9 @@ TEST(SkinnyLinear, FollowsItself) {
       const auto run = [&](bool waits) {
         auto x = t[0];
         for (int i = 0; i < 30; ++i) {
-          x = skinny_linear({{.x = x, .norm = InputNorm::layer, .norm_weight = t[2], .weight = t[1]},
-                             {.x = x, .norm = InputNorm::rms, .weight = t[1], .bias = t[3], .add = x}})[1];
+          x = skinny_linear(
+              {{.x = x, .norm = InputNorm::layer, .norm_weight = t[2], .norm_bias = t[5], .weight = t[1]},
+               {.x = x, .norm = InputNorm::rms, .weight = t[1], .bias = t[3], .add = x}})[1];
           if (waits) x.cpu();
         }
         return x;
