@@ -25,6 +25,7 @@ struct SkinnyCall {
   float eps;
   unsigned tiles;
 };
-void skinny_linear(SkinnyCall call, cudaStream_t stream);
+// False if the rows are too wide for the GPU's shared memory.
+bool skinny_linear(SkinnyCall call, cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda
