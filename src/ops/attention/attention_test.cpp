@@ -74,6 +74,7 @@ TEST(Attention, AgreesWithReferenceOnNarrowHeadsAndShortChunks) {
       expect_agreement({1, L, 2, 1, d, d}, options(0, d));
   }
   expect_agreement({2, 1, 2, 1, 32, 32}, options(0, 32));
+  for (const int64_t L : {300, 320, 417, 432, 433}) expect_agreement({1, L, 2, 1, 64, 64}, options(0, 64));
   expect_agreement({7, 56, 6, 6, 64, 64}, options(0, 64));
   expect_agreement({7, 17, 6, 2, 32, 32}, options(0, 32));
   expect_agreement({3, 150, 4, 2, 64, 64}, options(48, 64));

@@ -13,8 +13,11 @@ namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kTile = 16;
-constexpr int kMostLength = 256;
-constexpr int kMostWarps = 8;
+constexpr int kWarps = 8;  // of a block of up to 2 kWarps strips
+// Rows of a chunk: as many as shared memory holds, and registers for a warp to every two strips.
+constexpr std::int64_t most_length(std::int64_t width) {
+  return width <= 64 ? 432 : 256;
+}
 constexpr float kLog2E = std::numbers::log2e_v<float>;
 
 // Of a strip [16, 8 n] in fragments: the lane has rows `row` and `row` + 8, of each 8 columns 2 `column` and
@@ -432,10 +435,12 @@ std::int64_t rows_of(std::int64_t length) {
 }
 
 // Of a block: few warps, so that blocks which copy and blocks which compute are beside each other; more,
-// where there are more than `few` strips and few blocks fill the shared memory.
+// where there are more than `few` strips and few blocks fill the shared memory. No warp has more than two
+// strips then, so that all have as much to do.
 unsigned threads_of(const SmallSizes& s, std::int64_t few) {
   const auto strips = ceil_div(s.length, kTile);
-  return static_cast<unsigned>(32 * std::min<std::int64_t>(strips, strips > few ? kMostWarps : 4));
+  const auto warps = strips > few ? std::max<std::int64_t>(kWarps, ceil_div(strips, 2)) : 4;
+  return static_cast<unsigned>(32 * std::min(strips, warps));
 }
 
 template <class F>
@@ -463,7 +468,7 @@ bool with_width(std::int64_t width, F&& f) {
 bool has_small_kernels(std::int64_t width, std::int64_t length) {
   bool fits = false;
   const auto most = static_cast<std::int64_t>(most_shared_memory());
-  return length <= kMostLength &&
+  return length <= most_length(width) &&
          with_width(width, [&]<int D>(Width<D>) { fits = Shared<D>::bytes(rows_of(length)) <= most; }) &&
          fits;
 }

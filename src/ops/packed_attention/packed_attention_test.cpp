@@ -54,6 +54,7 @@ TEST(PackedAttention, AgreesWithReferenceOnManyLengths) {
   expect_agreement({5, 130, 64}, {4, 2, 64, 64});
   expect_agreement({2, 255, 256, 7}, {2, 1, 128, 128});
   expect_agreement({9, 300, 1, 77}, {4, 2, 64, 64});
+  expect_agreement({1, 432, 16, 291}, {2, 2, 64, 64});
   expect_agreement({600, 20}, {2, 2, 32, 32});
   expect_agreement({5, 12, 3}, {2, 1, 10, 7});
 }
