@@ -213,7 +213,7 @@ double answer_operations(const model::LanguageModel& model, int64_t prompt, int6
   double spared = 0;  // weights
   if (const auto* c = std::get_if<model::LlamaConfig>(&model.config())) {
     const auto last = "model.layers." + std::to_string(c->num_hidden_layers - 1) + ".";
-    for (const auto& [name, value, is_matrix] : model.parameters()) {
+    for (const auto& [name, value, is_matrix, rounded] : model.parameters()) {
       const bool of_keys =
           name.find("k_proj") != std::string::npos || name.find("v_proj") != std::string::npos;
       if (is_matrix && name.starts_with(last) && !of_keys) spared += static_cast<double>(value.numel());

@@ -16,7 +16,7 @@ FeedForward::FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker
     : config(c) {
   const int64_t D = c.model_dim, F = c.ffn_hidden_dim;
   const auto matrix = [&](const std::string& part, int64_t out, int64_t in) {
-    return make.normal(name + "." + part + ".weight", {out, in},
+    return make.weight(name + "." + part + ".weight", {out, in},
                        std::sqrt(1.0 / (3.0 * static_cast<double>(in))));
   };
   if (c.norm_affine) {

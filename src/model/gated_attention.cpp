@@ -93,7 +93,7 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
     : config(c), layer(layer_index), timenorm(c, make, name + ".timenorm"), cema(c, make, name + ".cema") {
   const int64_t D = c.model_dim, Z = c.z_dim, E = c.value_dim;
   const auto matrix = [&](const std::string& part, int64_t out, int64_t in) {
-    return make.normal(name + "." + part + ".weight", {out, in},
+    return make.weight(name + "." + part + ".weight", {out, in},
                        std::sqrt(1.0 / (3.0 * static_cast<double>(in))));
   };
   const auto zeros = [&](const std::string& part, at::IntArrayRef shape) {
@@ -101,13 +101,13 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
   };
   if (c.norm_affine) rmsnorm = zeros("rmsnorm.weight", {D});
   wz = matrix("wz", Z, D);
-  bz = zeros("wz.bias", {Z});
+  bz = make.bias(name + ".wz.bias", {Z});
   wv = matrix("wv", E, D);
-  bv = zeros("wv.bias", {E});
+  bv = make.bias(name + ".wv.bias", {E});
   wr = matrix("wr", E, D);
-  br = zeros("wr.bias", {E});
+  br = make.bias(name + ".wr.bias", {E});
   wh1 = matrix("wh1", D, D);
-  bh1 = zeros("wh1.bias", {D});
+  bh1 = make.bias(name + ".wh1.bias", {D});
   wh2 = matrix("wh2", D, E);
   gamma = zeros("gamma", {2, Z});
   beta = zeros("beta", {2, Z});

@@ -50,11 +50,11 @@ struct GatedAttention {
   TimestepNorm timenorm;
   Cema cema;
   at::Tensor rmsnorm;      // [D], or undefined without norm_affine
-  at::Tensor wz, bz;       // [Z, D], [Z]
-  at::Tensor wv, bv;       // [E, D], [E]
-  at::Tensor wr, br;       // [E, D], [E]
-  at::Tensor wh1, bh1;     // [D, D], [D]
-  at::Tensor wh2;          // [D, E]
+  Weight wz, bz;           // [Z, D], [Z]
+  Weight wv, bv;           // [E, D], [E]
+  Weight wr, br;           // [E, D], [E]
+  Weight wh1, bh1;         // [D, D], [D]
+  Weight wh2;              // [D, E]
   at::Tensor gamma, beta;  // [2, Z]: row 0 for queries, row 1 for keys
 
   GatedAttention(const MegalodonConfig& c, int64_t layer_index, ParameterMaker& make,

@@ -13,10 +13,10 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Optional = std::optional<at::Tensor>;
 
+// `weight` in the type of a.
 at::Tensor value(const at::Tensor& a, const Optional& b, const at::Tensor& weight, const Drop& drop,
                  const Optional& onto) {
-  const auto rows = rows_of(drop(ops::swiglu(a, b)), weight);
-  const auto w = weight.to(a.scalar_type()).transpose(-2, -1);
+  const auto rows = rows_of(drop(ops::swiglu(a, b)), weight), w = weight.transpose(-2, -1);
   if (onto) {
     ops::add_product(rows_of(*onto, weight), rows, w);
     return *onto;
@@ -28,14 +28,17 @@ at::Tensor value(const at::Tensor& a, const Optional& b, const at::Tensor& weigh
 
 struct GatedProjection : torch::autograd::Function<GatedProjection> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& a, const Optional& b,
-                            const at::Tensor& weight, const Drop& drop, const Optional& onto) {
+                            const at::Tensor& /*weight*/, const Drop& drop, const Optional& onto,
+                            const Weight& weight) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({a, b.value_or(at::Tensor()), weight});
+    const auto cast = weight.in(a.scalar_type());
+    ctx->save_for_backward({a, b.value_or(at::Tensor()), saved_weight(weight, cast)});
+    ctx->saved_data["type"] = weight.value().scalar_type();
     ctx->saved_data["p"] = drop.p();
     ctx->saved_data["key"] = drop.key();
     ctx->saved_data["onto"] = onto.has_value();
     if (onto) ctx->mark_dirty({*onto});
-    return value(a, b, weight, drop, onto);
+    return value(a, b, cast, drop, onto);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
@@ -46,17 +49,18 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
     const auto d = rows_of(dy[0], weight);
     const auto d_hidden = drop(product(d, weight.to(a.scalar_type())).view(a.sizes()));
     const auto [da, db, hidden] = ops::swiglu_gradients(a, b, d_hidden);
-    const auto d_weight = product(d.transpose(-2, -1), rows_of(drop(hidden), weight), weight.scalar_type());
-    return {da, db, d_weight, {}, ctx->saved_data["onto"].toBool() ? dy[0] : at::Tensor()};
+    const auto d_weight =
+        product(d.transpose(-2, -1), rows_of(drop(hidden), weight), ctx->saved_data["type"].toScalarType());
+    return {da, db, d_weight, {}, ctx->saved_data["onto"].toBool() ? dy[0] : at::Tensor(), {}};
   }
 };
 
 }  // namespace
 
-at::Tensor project_swiglu(const at::Tensor& a, const Optional& b, const at::Tensor& weight, const Drop& drop,
+at::Tensor project_swiglu(const at::Tensor& a, const Optional& b, const Weight& weight, const Drop& drop,
                           const Optional& onto) {
-  if (!at::GradMode::is_enabled()) return value(a, b, weight, drop, onto);
-  return GatedProjection::apply(a, b, weight, drop, onto);
+  if (!at::GradMode::is_enabled()) return value(a, b, weight.in(a.scalar_type()), drop, onto);
+  return GatedProjection::apply(a, b, weight.value(), drop, onto, weight);
 }
 
 }  // namespace megalodon::model

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "model/layers.h"
+#include "model/parameters.h"
 
 namespace megalodon::model {
 
@@ -11,7 +12,7 @@ namespace megalodon::model {
 // `onto` [..., D] that is added, in its memory: it must be the result of a function that does not keep it.
 // What is projected is not kept for the backward pass, which has it from the kernel of the activation's
 // gradients.
-at::Tensor project_swiglu(const at::Tensor& a, const std::optional<at::Tensor>& b, const at::Tensor& weight,
+at::Tensor project_swiglu(const at::Tensor& a, const std::optional<at::Tensor>& b, const Weight& weight,
                           const Drop& drop, const std::optional<at::Tensor>& onto = {});
 
 }  // namespace megalodon::model

@@ -209,7 +209,7 @@ TEST(Model, InitialValuesAreThoseOfTheSpec) {
   c.norm_num_groups = 32;
   c.rescale_nffn = true;
   const auto model = make_model(c, 3);
-  for (const auto& [name, value, is_matrix] : model->parameters()) {
+  for (const auto& [name, value, is_matrix, rounded] : model->parameters()) {
     const auto deviation = value.numel() > 1 ? value.std().item<double>() : 0;
     const auto mean = value.mean().item<double>();
     if (name.ends_with("wz.weight") || name.ends_with("fc1.weight"))
@@ -423,6 +423,45 @@ TEST(Stack, SharesItsWeightsWithItsMembers) {
   }
   EXPECT_TRUE(stack->parameters()[0].value[1].eq(0.5).all().item<bool>());
   EXPECT_FALSE(stack->parameters()[0].value[0].eq(0.5).any().item<bool>());
+}
+
+// The copies are used, and no longer once a weight was written to: through the model or a member of its
+// stack.
+TEST(Stack, RoundedWeightsAreNeverOutOfDate) {
+  const at::NoGradGuard no_grad;
+  const auto stack = make_stack(small_llama(), {1, 2}), other = make_stack(small_llama(), {1, 2});
+  for (const auto& m : {stack.get(), other.get()}) m->set_compute_type(at::kBFloat16);
+  const auto tokens = random_tokens(4, 7, 1);
+  const auto copies = [&] {
+    int64_t current = 0;
+    for (const auto& p : stack->parameters())
+      current += p.rounded && p.rounded->of(p.value, at::kBFloat16).defined() ? 1 : 0;
+    return current;
+  };
+  EXPECT_EQ(copies(), 0);
+  stack->keep_rounded();
+  const auto all = copies();
+  EXPECT_EQ(all, small_llama().num_hidden_layers * 7);
+  EXPECT_TRUE(at::equal(stack->forward(tokens), other->forward(tokens)));
+  for (std::size_t i = 0; i < stack->parameters().size(); ++i) {
+    if (!stack->parameters()[i].rounded) continue;
+    at::Tensor(stack->parameters()[i].value).mul_(1.5);
+    const auto second = member(*stack, 1);
+    at::Tensor(second->parameters()[i].value).add_(0.25);
+    auto value = other->parameters()[i].value;
+    value.copy_(stack->parameters()[i].value);
+  }
+  EXPECT_EQ(copies(), 0);
+  EXPECT_TRUE(at::equal(stack->forward(tokens), other->forward(tokens)));
+  stack->keep_rounded();
+  EXPECT_EQ(copies(), all);
+  const auto first = stack->parameters()[1].rounded ? std::size_t{1} : std::size_t{2};
+  member(*stack, 0)->parameters()[first].value.zero_();
+  EXPECT_EQ(copies(), all - 1);
+  stack->set_compute_type(at::kFloat);
+  other->set_compute_type(at::kFloat);
+  other->parameters()[first].value[0].zero_();
+  EXPECT_TRUE(at::equal(stack->forward(tokens), other->forward(tokens)));
 }
 
 TEST(Stack, IsTheBaselinesAlone) {

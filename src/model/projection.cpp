@@ -14,19 +14,13 @@ using ops::product;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// `biased`: the layer of each bias, in rising order, since a list for autograd holds no undefined tensors.
-variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
-                     const std::vector<int64_t>& biased) {
+using Layers = std::vector<Linear>;
+
+at::Tensor value(const at::Tensor& x, const at::Tensor& weight, const Weight& bias) {
+  const auto rows = rows_of(x, weight), w = weight.transpose(-2, -1);
   auto shape = x.sizes().vec();
-  variable_list y;
-  for (std::size_t i = 0, b = 0; i < weights.size(); ++i) {
-    const auto rows = rows_of(x, weights[i]), w = weights[i].to(x.scalar_type()).transpose(-2, -1);
-    const bool has_bias = b < biased.size() && biased[b] == static_cast<int64_t>(i);
-    shape.back() = w.size(-1);
-    y.push_back(
-        (has_bias ? at::addmm(biases[b++].to(x.scalar_type()), rows, w) : product(rows, w)).view(shape));
-  }
-  return y;
+  shape.back() = w.size(-1);
+  return (bias.defined() ? at::addmm(bias.in(x.scalar_type()), rows, w) : product(rows, w)).view(shape);
 }
 
 // Whether nobody else sees the memory of x, a gradient that an operator was handed.
@@ -34,27 +28,23 @@ bool is_own(const at::Tensor& x) {
   return x.use_count() == 1 && x.storage().use_count() == 1 && x.is_contiguous();
 }
 
-// A small weight's cast takes a GPU longer to begin than to do: it is kept for the backward pass.
-bool keeps_cast(const at::Tensor& weight) {
-  constexpr int64_t few = 1 << 20;
-  return weight.is_cuda() && weight.numel() <= few;
-}
-
-// The last result is x again.
+// The last result is x again. `biased`: the layer of each bias, in rising order, since a list for autograd
+// holds no undefined tensors.
 struct Projection : torch::autograd::Function<Projection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
-                               at::TensorList biases, const std::vector<int64_t>& biased) {
+                               at::TensorList /*biases*/, const std::vector<int64_t>& biased,
+                               const Layers& layers) {
     const at::AutoDispatchBelowADInplaceOrView below;  // so that results may be added to in place
-    variable_list cast, saved{x};
-    for (const auto& weight : weights) {
-      cast.push_back(weight.to(x.scalar_type()));
-      saved.push_back(keeps_cast(weight) ? cast.back() : weight);
+    variable_list results, saved{x};
+    for (const auto& [weight, bias] : layers) {
+      const auto cast = weight.in(x.scalar_type());
+      saved.push_back(saved_weight(weight, cast));
+      results.push_back(value(x, cast, bias));
     }
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["biased"] = biased;
     ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(false);
-    auto results = values(x, cast, biases, biased);
     results.push_back(x);
     return results;
   }
@@ -65,7 +55,7 @@ struct Projection : torch::autograd::Function<Projection> {
     const auto type = ctx->saved_data["type"].toScalarType();  // of weights
     const auto& x = saved[0];
     const std::size_t layers = saved.size() - 1;
-    variable_list gradients(1 + layers + biased.size() + 1);  // the last is of `biased`
+    variable_list gradients(1 + layers + biased.size() + 2);  // the last are of `biased` and `layers`
     at::Tensor dx;
     if (const auto& d = dy.back(); d.defined()) dx = rows_of(is_own(d) ? d : d.clone(), saved[1]);
     for (std::size_t i = 0; i < layers; ++i) {
@@ -94,32 +84,41 @@ struct Projection : torch::autograd::Function<Projection> {
 
 }  // namespace
 
+at::Tensor saved_weight(const Weight& weight, const at::Tensor& cast) {
+  constexpr int64_t few = 1 << 20;
+  const auto& value = weight.value();
+  const bool small = value.is_cuda() && value.numel() <= few;
+  return small || weight.kept(cast.scalar_type()).defined() ? cast : value;
+}
+
 at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
   return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
 }
 
 std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers) {
-  variable_list weights, biases;
-  std::vector<int64_t> biased;
-  for (const auto& layer : layers) {
-    if (layer.bias.defined()) {
-      biased.push_back(static_cast<int64_t>(weights.size()));
-      biases.push_back(layer.bias);
-    }
-    weights.push_back(layer.weight);
-  }
-  if (weights[0].dim() == 2 && ops::has_skinny_kernel(x)) {
+  if (layers.begin()->weight.value().dim() == 2 && ops::has_skinny_kernel(x)) {
     std::vector<ops::SkinnyLayer> skinny;
     for (const auto& layer : layers) skinny.push_back({.x = x, .weight = layer.weight, .bias = layer.bias});
     auto results = ops::skinny_linear(skinny);
     results.push_back(x);
     return results;
   }
-  if (at::GradMode::is_enabled())
-    return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased);
-  auto results = values(x, weights, biases, biased);
-  results.push_back(x);
-  return results;
+  if (!at::GradMode::is_enabled()) {
+    variable_list results;
+    for (const auto& [weight, bias] : layers) results.push_back(value(x, weight.in(x.scalar_type()), bias));
+    results.push_back(x);
+    return results;
+  }
+  variable_list weights, biases;
+  std::vector<int64_t> biased;
+  for (const auto& [weight, bias] : layers) {
+    if (bias.defined()) {
+      biased.push_back(static_cast<int64_t>(weights.size()));
+      biases.push_back(bias);
+    }
+    weights.push_back(weight);
+  }
+  return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased, Layers(layers));
 }
 
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
@@ -128,7 +127,7 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
   return results;
 }
 
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias) {
   return project(x, {{weight, bias}})[0];
 }
 
