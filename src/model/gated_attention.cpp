@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
-#include <numbers>
 
 #include "model/gated_projection.h"
 #include "model/recomputed.h"
@@ -59,7 +58,8 @@ Cema::Cema(const MegalodonConfig& config, ParameterMaker& make, const std::strin
   omega = make.truncated_normal(name + ".omega", {D}, 0.25, 1.0);
 }
 
-Cema::Coefficients Cema::coefficients() const {
+ops::CemaCoefficients Cema::coefficients() const {
+  const auto computed = [&] { return ops::cema_coefficients(alpha, delta, theta, gamma); };
   if (at::GradMode::is_enabled()) return computed();
   Stamp now;
   std::size_t i = 0;
@@ -67,16 +67,6 @@ Cema::Coefficients Cema::coefficients() const {
     now[i++] = {parameter->const_data_ptr(), static_cast<int64_t>(parameter->_version())};
   if (!last_ || last_->first != now) last_.emplace(now, computed());
   return last_->second;
-}
-
-Cema::Coefficients Cema::computed() const {
-  const int64_t N = alpha.size(1);
-  const auto n = at::arange(1, N + 1, theta.options().requires_grad(false));
-  const auto p = at::sigmoid(alpha);  // [D, N]
-  const auto phi =
-      at::sigmoid(theta).unsqueeze(1) * (n * (2 * std::numbers::pi / static_cast<double>(N)));  // [D, N]
-  const auto q = at::polar(1 - p * at::sigmoid(delta), phi);                                    // [D, N]
-  return {p, q, at::view_as_complex(gamma) * (1 / std::sqrt(static_cast<double>(N)))};
 }
 
 at::Tensor Cema::operator()(const at::Tensor& x, const Place& place, int64_t layer) const {

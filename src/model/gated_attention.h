@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "model/layers.h"
+#include "ops/cema_coefficients/cema_coefficients.h"
 
 namespace megalodon::model {
 
@@ -27,20 +28,15 @@ struct Cema {
   at::Tensor omega;         // [D]
 
   Cema(const MegalodonConfig& config, ParameterMaker& make, const std::string& name);
-  struct Coefficients {
-    at::Tensor p;       // [D, N]
-    at::Tensor q, eta;  // [D, N] complex
-  };
   // Where no gradient is wanted those of the last call, unless a parameter has changed.
-  Coefficients coefficients() const;
+  ops::CemaCoefficients coefficients() const;
   // x [B, L, D]; the state is "LAYER.cema" [B, D, N, 2].
   at::Tensor operator()(const at::Tensor& x, const Place& place, int64_t layer) const;
 
  private:
-  Coefficients computed() const;
   // The values of the parameters, by address and version.
   using Stamp = std::array<std::pair<const void*, int64_t>, 4>;
-  mutable std::optional<std::pair<Stamp, Coefficients>> last_;
+  mutable std::optional<std::pair<Stamp, ops::CemaCoefficients>> last_;
 };
 
 // The "mega" sub-block: normalized gated attention inside chunks (arXiv 2404.08801, section 3.3).
