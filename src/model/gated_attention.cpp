@@ -108,23 +108,24 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
     return step(x, place);
   Recomputed anew;
   const auto x_n = anew.add([=, norm = timenorm, index = layer] { return norm(x, place, index); });
-  const auto of_x_n = project_and_pass(x_n, {{wv, bv}});
+  // The biases of what goes through SiLU have their gradients with it.
+  const auto of_x_n = project_and_pass(x_n, {{wv, bv.detached()}});
   const auto& of_v = of_x_n[0];                         // [B, L, E]
   const auto smoothed = cema(of_x_n[1], place, layer);  // [B, L, D], as x_n and mx
   const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
   const Drop drop_mx(config.hidden_dropout, place.dropout);
   const auto mx =
       anew.add([=, eps = config.norm_eps] { return drop_mx(ops::rms_norm(smoothed, scale, eps)); });
-  const auto of_mx = project(mx, {{wz, bz}, {wr, br}, {wh1, bh1}});
+  const auto of_mx = project(mx, {{wz, bz}, {wr, br.detached()}, {wh1, bh1}});
   const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});  // [B, L, H, dz]
-  const auto v =
-      anew.add([=] { return ops::swiglu(of_v); }).unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
+  const auto v = anew.add([=, bias = bv.value()] { return ops::swiglu(of_v, {}, bias); })
+                     .unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
   const auto [q, k] =
       ops::query_key(z, gamma, beta, place.start, config.chunk_size, config.rope_base, config.norm_eps);
   const auto o =
       attend(q, k, v, {.chunk = config.chunk_size}, config.attention_dropout, place, layer);  // [B, L, E]
   const Drop drop_gated(config.hidden_dropout, place.dropout);
-  const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2]);  // [B, L, D]
+  const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2], br.value());  // [B, L, D]
   return anew.until_gradient(x + drop(h, config.dropout, place.dropout));
 }
 

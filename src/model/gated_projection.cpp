@@ -29,7 +29,7 @@ at::Tensor value(const at::Tensor& a, const Optional& b, const at::Tensor& weigh
 struct GatedProjection : torch::autograd::Function<GatedProjection> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& a, const Optional& b,
                             const at::Tensor& /*weight*/, const Drop& drop, const Optional& onto,
-                            const Weight& weight) {
+                            const Optional& bias, const Weight& weight) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto cast = weight.in(a.scalar_type());
     ctx->save_for_backward({a, b.value_or(at::Tensor()), saved_weight(weight, cast)});
@@ -37,6 +37,7 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
     ctx->saved_data["p"] = drop.p();
     ctx->saved_data["key"] = drop.key();
     ctx->saved_data["onto"] = onto.has_value();
+    ctx->saved_data["biased"] = bias && bias->requires_grad();
     if (onto) ctx->mark_dirty({*onto});
     return value(a, b, cast, drop, onto);
   }
@@ -48,19 +49,20 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
     const Drop drop(ctx->saved_data["p"].toDouble(), ctx->saved_data["key"].toInt());
     const auto d = rows_of(dy[0], weight);
     const auto d_hidden = drop(product(d, weight.to(a.scalar_type())).view(a.sizes()));
-    const auto [da, db, hidden] = ops::swiglu_gradients(a, b, d_hidden);
+    const auto [da, db, hidden, d_bias] =
+        ops::swiglu_gradients(a, b, d_hidden, ctx->saved_data["biased"].toBool());
     const auto d_weight =
         product(d.transpose(-2, -1), rows_of(drop(hidden), weight), ctx->saved_data["type"].toScalarType());
-    return {da, db, d_weight, {}, ctx->saved_data["onto"].toBool() ? dy[0] : at::Tensor(), {}};
+    return {da, db, d_weight, {}, ctx->saved_data["onto"].toBool() ? dy[0] : at::Tensor(), d_bias, {}};
   }
 };
 
 }  // namespace
 
 at::Tensor project_swiglu(const at::Tensor& a, const Optional& b, const Weight& weight, const Drop& drop,
-                          const Optional& onto) {
+                          const Optional& onto, const Optional& bias) {
   if (!at::GradMode::is_enabled()) return value(a, b, weight.in(a.scalar_type()), drop, onto);
-  return GatedProjection::apply(a, b, weight.value(), drop, onto, weight);
+  return GatedProjection::apply(a, b, weight.value(), drop, onto, bias, weight);
 }
 
 }  // namespace megalodon::model

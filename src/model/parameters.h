@@ -47,6 +47,12 @@ class Weight {
   at::Tensor kept(at::ScalarType type) const { return rounded_ ? rounded_->of(value_, type) : at::Tensor(); }
   // Its values in `type`: those kept, or a cast.
   at::Tensor in(at::ScalarType type) const;
+  // The same values without a gradient: for a bias whose gradient comes with that of an activation.
+  Weight detached() const {
+    auto same = *this;
+    same.value_ = value_.detach();
+    return same;
+  }
 
  private:
   at::Tensor value_;

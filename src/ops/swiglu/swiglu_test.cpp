@@ -21,6 +21,32 @@ TEST(Swiglu, AgreesWithReference) {
   }
 }
 
+// Rows that blocks share, and columns that are whole packs or not.
+TEST(Swiglu, SumsTheGradientOfABias) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const std::vector<int64_t>& shape :
+         {std::vector<int64_t>{1}, {3, 5, 7}, {2, 64}, {4, 1000, 33}, {1500, 4104}}) {
+      SCOPED_TRACE(at::str(at::IntArrayRef(shape), " ", type));
+      const auto a = testing::random(shape, type), b = testing::random(shape, type),
+                 bias = testing::random({shape.back()});
+      testing::expect_agreement(
+          [](const auto& x) { return at::TensorList({swiglu(x[0], x[1], x[2])}).vec(); },
+          [](const auto& x) { return at::TensorList({swiglu_reference(x[0], x[1], x[2])}).vec(); },
+          {a, b, bias});
+      testing::expect_agreement(
+          [](const auto& x) { return at::TensorList({swiglu(x[0], {}, x[1])}).vec(); },
+          [](const auto& x) { return at::TensorList({swiglu_reference(x[0], {}, x[1])}).vec(); }, {a, bias});
+      const auto dy = testing::random(shape, type);
+      const auto got = swiglu_gradients(a, b, dy, true), want = swiglu_gradients(a, b, dy);
+      EXPECT_TRUE(at::equal(got.da, want.da) && at::equal(got.db, want.db) && at::equal(got.y, want.y));
+      EXPECT_TRUE(at::equal(got.d_bias, swiglu_gradients(a, b, dy, true).d_bias));
+      EXPECT_FALSE(want.d_bias.defined());
+    }
+  }
+  testing::expect_error([] { swiglu(at::zeros({2, 3}), {}, at::zeros({2}).set_requires_grad(true)); },
+                        "[swiglu] bias: expected shape [3], got [2]");
+}
+
 TEST(Swiglu, AgreesWithReferenceOnLargeArguments) {
   for (const auto type : {at::kFloat, at::kBFloat16}) {
     testing::expect_agreement([](const auto& x) { return at::TensorList({swiglu(x[0])}).vec(); },
