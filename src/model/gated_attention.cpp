@@ -120,10 +120,12 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
   const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});  // [B, L, H, dz]
   const auto v = anew.add([=, bias = bv.value()] { return ops::swiglu(of_v, {}, bias); })
                      .unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
-  const auto [q, k] =
-      ops::query_key(z, gamma, beta, place.start, config.chunk_size, config.rope_base, config.norm_eps);
-  const auto o =
-      attend(q, k, v, {.chunk = config.chunk_size}, config.attention_dropout, place, layer);  // [B, L, E]
+  const auto qk = anew.add([=, start = place.start, c = config, g = gamma, b = beta] {
+    const auto [q, k] = ops::query_key(z, g, b, start, c.chunk_size, c.rope_base, c.norm_eps);
+    return std::vector{q, k};
+  });
+  const auto o = attend(qk[0], qk[1], v, {.chunk = config.chunk_size}, config.attention_dropout, place,
+                        layer);  // [B, L, E]
   const Drop drop_gated(config.hidden_dropout, place.dropout);
   const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2], br.value());  // [B, L, D]
   return anew.until_gradient(x + drop(h, config.dropout, place.dropout));
