@@ -40,8 +40,10 @@ at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residu
   const auto inner = fc3.defined() ? project(u, {{fc1}, {fc3}}) : project(u, {{fc1}});  // [B, L, F]
   const auto gate = fc3.defined() ? std::optional(inner[1]) : std::nullopt;
   const Drop drop_hidden(config.hidden_dropout, dropout);
-  const auto hidden_out = project_swiglu(inner[0], gate, fc2, drop_hidden);  // [B, L, D]
-  auto out = drop(hidden_out, config.dropout, dropout);
+  const Drop drop_out(config.dropout, dropout);
+  if (drop_out.p() == 0 && !alpha.defined())
+    return anew.until_gradient(project_swiglu(inner[0], gate, fc2, drop_hidden, residual));
+  auto out = drop_out(project_swiglu(inner[0], gate, fc2, drop_hidden));  // [B, L, D]
   if (alpha.defined()) out = out * alpha.to(out.scalar_type());
   return anew.until_gradient(residual + out);
 }

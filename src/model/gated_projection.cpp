@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "ops/linear_add/linear_add.h"
 #include "ops/product.h"
 #include "ops/swiglu/swiglu.h"
 
@@ -15,20 +16,18 @@ using Optional = std::optional<at::Tensor>;
 
 // `weight` in the type of a.
 at::Tensor value(const at::Tensor& a, const Optional& b, const at::Tensor& weight, const Drop& drop,
-                 const Optional& onto) {
-  const auto rows = rows_of(drop(ops::swiglu(a, b)), weight), w = weight.transpose(-2, -1);
-  if (onto) {
-    ops::add_product(rows_of(*onto, weight), rows, w);
-    return *onto;
-  }
+                 const Optional& added) {
+  const auto rows = rows_of(drop(ops::swiglu(a, b)), weight);
   auto shape = a.sizes().vec();
-  shape.back() = w.size(-1);
-  return product(rows, w).view(shape);
+  shape.back() = weight.size(-2);
+  return (added ? ops::linear_add(rows, weight, rows_of(*added, weight))
+                : product(rows, weight.transpose(-2, -1)))
+      .view(shape);
 }
 
 struct GatedProjection : torch::autograd::Function<GatedProjection> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& a, const Optional& b,
-                            const at::Tensor& /*weight*/, const Drop& drop, const Optional& onto,
+                            const at::Tensor& /*weight*/, const Drop& drop, const Optional& added,
                             const Optional& bias, const Weight& weight) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto cast = weight.in(a.scalar_type());
@@ -36,10 +35,9 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
     ctx->saved_data["type"] = weight.value().scalar_type();
     ctx->saved_data["p"] = drop.p();
     ctx->saved_data["key"] = drop.key();
-    ctx->saved_data["onto"] = onto.has_value();
+    ctx->saved_data["added"] = added.has_value();
     ctx->saved_data["biased"] = bias && bias->requires_grad();
-    if (onto) ctx->mark_dirty({*onto});
-    return value(a, b, cast, drop, onto);
+    return value(a, b, cast, drop, added);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
@@ -53,16 +51,16 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
         ops::swiglu_gradients(a, b, d_hidden, ctx->saved_data["biased"].toBool());
     const auto d_weight =
         product(d.transpose(-2, -1), rows_of(drop(hidden), weight), ctx->saved_data["type"].toScalarType());
-    return {da, db, d_weight, {}, ctx->saved_data["onto"].toBool() ? dy[0] : at::Tensor(), d_bias, {}};
+    return {da, db, d_weight, {}, ctx->saved_data["added"].toBool() ? dy[0] : at::Tensor(), d_bias, {}};
   }
 };
 
 }  // namespace
 
 at::Tensor project_swiglu(const at::Tensor& a, const Optional& b, const Weight& weight, const Drop& drop,
-                          const Optional& onto, const Optional& bias) {
-  if (!at::GradMode::is_enabled()) return value(a, b, weight.in(a.scalar_type()), drop, onto);
-  return GatedProjection::apply(a, b, weight.value(), drop, onto, bias, weight);
+                          const Optional& added, const Optional& bias) {
+  if (!at::GradMode::is_enabled()) return value(a, b, weight.in(a.scalar_type()), drop, added);
+  return GatedProjection::apply(a, b, weight.value(), drop, added, bias, weight);
 }
 
 }  // namespace megalodon::model
