@@ -21,16 +21,10 @@ namespace megalodon::model {
 TimestepNorm::TimestepNorm(const MegalodonConfig& config, ParameterMaker& make, const std::string& name)
     : weight(make.constant(name + ".weight", {config.model_dim}, 0)),
       bias(make.constant(name + ".bias", {config.model_dim}, 0)),
-      groups(config.norm_num_groups),
       eps(config.norm_eps) {}
 
 at::Tensor TimestepNorm::operator()(const at::Tensor& x, const Place& place, int64_t layer) const {
-  const int64_t B = x.size(0);
-  if (place.state == nullptr) {
-    const auto count = at::zeros({B}, x.options().dtype(at::kLong));
-    const auto mean = at::zeros({B, groups}, weight.options().requires_grad(false));
-    return ops::timestep_norm(x, weight, bias, {count, mean, at::ones_like(mean)}, {}, eps).y;
-  }
+  if (place.state == nullptr) return ops::timestep_norm(x, weight, bias, place.fresh_norm, {}, eps).y;
   const std::string name = layer < 0 ? "final_norm_" : std::to_string(layer) + ".norm_";
   auto& tensors = place.state->tensors;
   auto& count = tensors.at(name + "count");

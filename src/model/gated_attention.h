@@ -11,7 +11,6 @@ namespace megalodon::model {
 // Timestep normalization with its parameters and its carried statistics.
 struct TimestepNorm {
   at::Tensor weight, bias;  // [D]
-  int64_t groups;
   double eps;
 
   TimestepNorm(const MegalodonConfig& config, ParameterMaker& make, const std::string& name);
