@@ -3,26 +3,22 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "ops/linear_add/linear_add.h"
-#include "ops/product.h"
+#include "model/linear_products.h"
 #include "ops/swiglu/swiglu.h"
 
 namespace megalodon::model {
 namespace {
-using ops::product;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Optional = std::optional<at::Tensor>;
 
-// `weight` in the type of a.
-at::Tensor value(const at::Tensor& a, const Optional& b, const at::Tensor& weight, const Drop& drop,
-                 const Optional& added) {
-  const auto rows = rows_of(drop(ops::swiglu(a, b)), weight);
+at::Tensor value(const at::Tensor& a, const Optional& b, const Weight& weight, const Drop& drop,
+                 const Optional& added, SavedWeight* saved = nullptr) {
+  Operand hidden(drop(ops::swiglu(a, b)), Operand::Part::input);
   auto shape = a.sizes().vec();
-  shape.back() = weight.size(-2);
-  return (added ? ops::linear_add(rows, weight, rows_of(*added, weight))
-                : product(rows, weight.transpose(-2, -1)))
-      .view(shape);
+  shape.back() = weight.value().size(-2);
+  const auto onto = added ? Optional(rows_of(*added, weight)) : std::nullopt;
+  return linear(hidden, weight, {}, onto, saved).view(shape);
 }
 
 struct GatedProjection : torch::autograd::Function<GatedProjection> {
@@ -30,27 +26,30 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
                             const at::Tensor& /*weight*/, const Drop& drop, const Optional& added,
                             const Optional& bias, const Weight& weight) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto cast = weight.in(a.scalar_type());
-    ctx->save_for_backward({a, b.value_or(at::Tensor()), saved_weight(weight, cast)});
+    SavedWeight saved;
+    const auto y = value(a, b, weight, drop, added, &saved);
+    ctx->save_for_backward({a, b.value_or(at::Tensor()), saved.value, saved.scale});
     ctx->saved_data["type"] = weight.value().scalar_type();
     ctx->saved_data["p"] = drop.p();
     ctx->saved_data["key"] = drop.key();
     ctx->saved_data["added"] = added.has_value();
     ctx->saved_data["biased"] = bias && bias->requires_grad();
-    return value(a, b, cast, drop, added);
+    return y;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     const auto saved = ctx->get_saved_variables();
-    const auto &a = saved[0], &weight = saved[2];
+    const auto& a = saved[0];
+    const SavedWeight weight{saved[2], saved[3]};
     const auto b = saved[1].defined() ? Optional(saved[1]) : std::nullopt;
     const Drop drop(ctx->saved_data["p"].toDouble(), ctx->saved_data["key"].toInt());
-    const auto d = rows_of(dy[0], weight);
-    const auto d_hidden = drop(product(d, weight.to(a.scalar_type())).view(a.sizes()));
-    const auto [da, db, hidden, d_bias] =
-        ops::swiglu_gradients(a, b, d_hidden, ctx->saved_data["biased"].toBool());
-    const auto d_weight =
-        product(d.transpose(-2, -1), rows_of(drop(hidden), weight), ctx->saved_data["type"].toScalarType());
+    Operand d(dy[0], Operand::Part::gradient);
+    at::Tensor d_rows;
+    add_input_gradient(d_rows, d, weight, a.scalar_type());
+    const auto [da, db, value, d_bias] =
+        ops::swiglu_gradients(a, b, drop(d_rows.view(a.sizes())), ctx->saved_data["biased"].toBool());
+    Operand hidden(drop(value), Operand::Part::input_again);
+    const auto d_weight = weight_gradient(d, hidden, weight, ctx->saved_data["type"].toScalarType());
     return {da, db, d_weight, {}, ctx->saved_data["added"].toBool() ? dy[0] : at::Tensor(), d_bias, {}};
   }
 };
@@ -59,7 +58,7 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
 
 at::Tensor project_swiglu(const at::Tensor& a, const Optional& b, const Weight& weight, const Drop& drop,
                           const Optional& added, const Optional& bias) {
-  if (!at::GradMode::is_enabled()) return value(a, b, weight.in(a.scalar_type()), drop, added);
+  if (!at::GradMode::is_enabled()) return value(a, b, weight, drop, added);
   return GatedProjection::apply(a, b, weight.value(), drop, added, bias, weight);
 }
 

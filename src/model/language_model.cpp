@@ -63,6 +63,11 @@ void LanguageModel::keep_rounded() const {
   }
 }
 
+void LanguageModel::set_float8_products(bool in_float8) {
+  for (const auto& parameter : parameters_)
+    if (parameter.rounded && parameter.is_matrix) parameter.rounded->in_float8 = in_float8;
+}
+
 std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, uint64_t seed, bool initialise) {
   if (const auto* megalodon = std::get_if<MegalodonConfig>(&config)) {
     return std::make_unique<Megalodon>(*megalodon, seed, initialise);

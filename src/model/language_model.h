@@ -51,6 +51,10 @@ class LanguageModel {
   // are cast where they are used, until this is called again.
   void keep_rounded() const;
 
+  // Whether products of linear layers, those of gradients too, are made in float8 where their sizes are
+  // multiples of 16: by a GPU that has units for it, or in float32 of the same numbers.
+  void set_float8_products(bool in_float8);
+
   // The last hidden states, normalized: [B, L, D]. tokens [B, L] int64.
   // With a state the streams go on from it, and it moves on by L; the streams of a batch may be at different
   // positions. Any split of a sequence into calls gives the same result. Without a state every stream starts

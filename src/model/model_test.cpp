@@ -12,6 +12,7 @@
 #include "model/projection.h"
 #include "model/streaming.h"
 #include "ops/cross_entropy/cross_entropy.h"
+#include "ops/float8/float8.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/testing.h"
 
@@ -258,6 +259,35 @@ TEST(Model, Bfloat16StaysNearFloat32) {
   }
 }
 
+TEST(Model, Float8ProductsStayNearBfloat16) {
+  auto c = small_megalodon();
+  c.model_dim = 64, c.z_dim = 32, c.value_dim = 128, c.ffn_hidden_dim = 96, c.norm_num_groups = 8;
+  auto l = small_llama();
+  l.hidden_size = 64, l.intermediate_size = 96;
+  for (const auto& config : {ModelConfig(c), ModelConfig(l)}) {
+    const auto model = make_model(config, 7);
+    model->set_compute_type(at::kBFloat16);
+    model->to(ops::testing::device());
+    if (!ops::testing::device().is_cpu() && !ops::has_float8_units(model->parameters()[0].value))
+      GTEST_SKIP() << "no units for float8";
+    const auto tokens = random_tokens(2, 64, 1).to(ops::testing::device());
+    const auto gradients = [&](bool float8) {
+      model->set_float8_products(float8);
+      std::vector<at::Tensor> weights, flat;
+      for (const auto& parameter : model->parameters()) weights.push_back(parameter.value);
+      const auto loss = model->mean_loss(tokens, tokens.roll(-1, 1));
+      for (const auto& d : torch::autograd::grad({loss}, weights)) flat.push_back(d.flatten());
+      return std::pair(loss.item<double>(), at::cat(flat));
+    };
+    const auto [loss, exact] = gradients(false);
+    const auto [loss8, near] = gradients(true);
+    EXPECT_NEAR(loss8, loss, 0.02 * loss) << model_type(config);
+    const auto error = ops::testing::relative_error(near, exact);
+    EXPECT_LE(error, 0.15) << model_type(config);
+    EXPECT_GE(error, 0.01) << model_type(config);  // it is float8
+  }
+}
+
 // Of each model of a stack too; every fifth target is ignored.
 TEST(Model, MeanLossIsThatOfTheLogits) {
   auto models = configurations();
@@ -337,6 +367,31 @@ TEST(Projection, KeepsTheWeightsType) {
   y.sum().backward();
   EXPECT_EQ(w.grad().scalar_type(), at::kFloat);
   EXPECT_EQ(even.grad().scalar_type(), at::kBFloat16);
+}
+
+// With everything in float8, and where a size does not suit not at all.
+TEST(Projection, InFloat8IsTheProductsOfFloat8Numbers) {
+  using ops::Float8ProductOptions, ops::to_float8;
+  constexpr auto narrow = at::kFloat8_e4m3fn;
+  ParameterMaker make({1}, true);
+  const auto w = make.weight("w", {32, 48}, 0.1), odd = make.weight("odd", {7, 48}, 0.1);
+  const auto parameters = make.take();
+  for (const auto& p : parameters) p.rounded->in_float8 = true;
+  const auto x = ops::testing::random({2, 8, 48}).cpu().set_requires_grad(true);
+  const auto y = project(x, {{w}, {odd}});
+  EXPECT_TRUE(at::equal(y[1], at::linear(x, odd)));
+  const auto rows = to_float8(x.detach().flatten(0, 1), narrow, true, true),
+             weight = to_float8(w.value().detach(), narrow, true, true);
+  const Float8ProductOptions options{.type = at::kFloat};
+  EXPECT_TRUE(at::equal(y[0].flatten(0, 1),
+                        ops::float8_product(rows.rows, rows.scale, weight.rows, weight.scale, options)));
+  const auto dy = ops::testing::random({2, 8, 32}).cpu();
+  y[0].backward(dy);
+  const auto d = to_float8(dy.flatten(0, 1), at::kFloat8_e5m2, true, true);
+  EXPECT_TRUE(at::equal(x.grad().flatten(0, 1),
+                        ops::float8_product(d.rows, d.scale, weight.columns, weight.scale, options)));
+  EXPECT_TRUE(at::equal(w.value().grad(),
+                        ops::float8_product(d.columns, d.scale, rows.columns, rows.scale, options)));
 }
 
 // Drops and sums as the operators one after the other, bit for bit where nothing is added.

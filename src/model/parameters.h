@@ -18,6 +18,8 @@ class RoundedCopy {
   // The copy holds what `value` holds now.
   void confirm(const at::Tensor& value);
 
+  bool in_float8 = false;  // products go on from there to float8
+
  private:
   at::Tensor copy_;
   const void* address_ = nullptr;
@@ -45,6 +47,7 @@ class Weight {
   bool defined() const { return value_.defined(); }
   // The copy in `type`, or undefined where none is kept.
   at::Tensor kept(at::ScalarType type) const { return rounded_ ? rounded_->of(value_, type) : at::Tensor(); }
+  bool in_float8() const { return rounded_ && rounded_->in_float8; }
   // Its values in `type`: those kept, or a cast.
   at::Tensor in(at::ScalarType type) const;
   // The same values without a gradient: for a bias whose gradient comes with that of an activation.

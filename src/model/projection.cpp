@@ -3,24 +3,22 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "model/linear_products.h"
 #include "ops/column_sum/column_sum.h"
-#include "ops/product.h"
 #include "ops/skinny_linear/skinny_linear.h"
 
 namespace megalodon::model {
 namespace {
-using ops::add_product;
-using ops::product;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 using Layers = std::vector<Linear>;
 
-at::Tensor value(const at::Tensor& x, const at::Tensor& weight, const Weight& bias) {
-  const auto rows = rows_of(x, weight), w = weight.transpose(-2, -1);
+// The layer's result [..., out] of x [..., in].
+at::Tensor value(const at::Tensor& x, Operand& operand, const Linear& layer, SavedWeight* saved = nullptr) {
   auto shape = x.sizes().vec();
-  shape.back() = w.size(-1);
-  return (bias.defined() ? at::addmm(bias.in(x.scalar_type()), rows, w) : product(rows, w)).view(shape);
+  shape.back() = layer.weight.value().size(-2);
+  return linear(operand, layer.weight, layer.bias, {}, saved).view(shape);
 }
 
 // Whether nobody else sees the memory of x, a gradient that an operator was handed.
@@ -36,10 +34,11 @@ struct Projection : torch::autograd::Function<Projection> {
                                const Layers& layers) {
     const at::AutoDispatchBelowADInplaceOrView below;  // so that results may be added to in place
     variable_list results, saved{x};
-    for (const auto& [weight, bias] : layers) {
-      const auto cast = weight.in(x.scalar_type());
-      saved.push_back(saved_weight(weight, cast));
-      results.push_back(value(x, cast, bias));
+    Operand operand(x, Operand::Part::input);
+    for (const auto& layer : layers) {
+      SavedWeight weight;
+      results.push_back(value(x, operand, layer, &weight));
+      saved.insert(saved.end(), {weight.value, weight.scale});
     }
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["biased"] = biased;
@@ -54,23 +53,17 @@ struct Projection : torch::autograd::Function<Projection> {
     const auto biased = ctx->saved_data["biased"].toIntVector();
     const auto type = ctx->saved_data["type"].toScalarType();  // of weights
     const auto& x = saved[0];
-    const std::size_t layers = saved.size() - 1;
+    const std::size_t layers = (saved.size() - 1) / 2;
     variable_list gradients(1 + layers + biased.size() + 2);  // the last are of `biased` and `layers`
+    Operand input(x, Operand::Part::input_again);
     at::Tensor dx;
     if (const auto& d = dy.back(); d.defined()) dx = rows_of(is_own(d) ? d : d.clone(), saved[1]);
     for (std::size_t i = 0; i < layers; ++i) {
       if (!dy[i].defined()) continue;
-      const auto& weight = saved[1 + i];
-      const auto d = rows_of(dy[i], weight);
-      if (ctx->needs_input_grad(0)) {
-        const auto w = weight.to(x.scalar_type());
-        if (dx.defined())
-          add_product(dx, d, w);
-        else
-          dx = product(d, w);
-      }
-      if (ctx->needs_input_grad(1 + i))
-        gradients[1 + i] = product(d.transpose(-2, -1), rows_of(x, weight), type);
+      const SavedWeight weight{saved[1 + 2 * i], saved[2 + 2 * i]};
+      Operand d(dy[i], Operand::Part::gradient);
+      if (ctx->needs_input_grad(0)) add_input_gradient(dx, d, weight, x.scalar_type());
+      if (ctx->needs_input_grad(1 + i)) gradients[1 + i] = weight_gradient(d, input, weight, type);
     }
     for (std::size_t b = 0; b < biased.size(); ++b) {
       const auto& d = dy[static_cast<std::size_t>(biased[b])];
@@ -84,17 +77,6 @@ struct Projection : torch::autograd::Function<Projection> {
 
 }  // namespace
 
-at::Tensor saved_weight(const Weight& weight, const at::Tensor& cast) {
-  constexpr int64_t few = 1 << 20;
-  const auto& value = weight.value();
-  const bool small = value.is_cuda() && value.numel() <= few;
-  return small || weight.kept(cast.scalar_type()).defined() ? cast : value;
-}
-
-at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
-  return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
-}
-
 std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers) {
   if (layers.begin()->weight.value().dim() == 2 && ops::has_skinny_kernel(x)) {
     std::vector<ops::SkinnyLayer> skinny;
@@ -105,7 +87,8 @@ std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_l
   }
   if (!at::GradMode::is_enabled()) {
     variable_list results;
-    for (const auto& [weight, bias] : layers) results.push_back(value(x, weight.in(x.scalar_type()), bias));
+    Operand operand(x, Operand::Part::input);
+    for (const auto& layer : layers) results.push_back(value(x, operand, layer));
     results.push_back(x);
     return results;
   }

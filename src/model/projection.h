@@ -14,16 +14,9 @@ struct Linear {
   Weight weight, bias = {};
 };
 
-// [R, in] of x [..., in], or [K, R, in] for the weights of K models.
-at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight);
-
 // x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
 // are cast to for a product is not kept for the backward pass, unless it is small or the model keeps it.
 at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias = {});
-
-// What a backward pass has a weight from: its cast, where the model keeps that, or where it is small, since a
-// GPU takes longer to begin a cast than to do it.
-at::Tensor saved_weight(const Weight& weight, const at::Tensor& cast);
 
 // The same x through several layers: the gradients of x are summed inside the products.
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers);
