@@ -60,6 +60,8 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
   gate = weight("mlp.gate_proj", F, D);
   up = weight("mlp.up_proj", F, D);
   down = weight("mlp.down_proj", D, F);
+  Weight::lay_together({gate, up});
+  if (c.position_embedding == "none") Weight::lay_together({wk, wv, wq});  // the rotation wants them apart
 }
 
 Residual LlamaBlock::operator()(const Residual& residual, const Place& place, bool last_only) const {

@@ -13,6 +13,7 @@
 #include "model/streaming.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/float8/float8.h"
+#include "ops/joined.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/testing.h"
 
@@ -313,6 +314,45 @@ TEST(Model, MeanLossIsThatOfTheLogits) {
   }
 }
 
+// Products of weights that lie together, with the copies of these, against products one by one.
+TEST(Model, HasTheSameGradientsWithRoundedWeights) {
+  std::vector<ModelConfig> configs{small_megalodon()};
+  for (const int64_t d : {16, 32}) {
+    auto c = small_llama();
+    c.position_embedding = "none";
+    c.head_dim = d;
+    configs.push_back(c);
+    c.num_key_value_heads = 4;
+    configs.push_back(c);
+  }
+  std::get<MegalodonConfig>(configs[0]).swiglu = true;
+  const auto device = ops::testing::device();
+  const auto tokens = random_tokens(2, 20, 3).to(device), targets = random_tokens(2, 20, 4).to(device);
+  const ops::Sequences sequences{at::tensor({0, 17, 20, 33, 40}, at::kInt).to(device), 17};
+  for (const auto& config : configs) {
+    const auto model = make_model(config, 1);
+    model->to(device);
+    model->set_compute_type(at::kBFloat16);
+    std::vector<at::Tensor> weights;
+    for (const auto& parameter : model->parameters()) weights.push_back(parameter.value);
+    for (const bool packed : {false, true}) {
+      if (packed && !model->packs()) continue;
+      const auto gradients = [&] {
+        const auto loss =
+            packed ? model->mean_loss(tokens, targets, sequences) : model->mean_loss(tokens, targets);
+        return torch::autograd::grad({loss}, weights);
+      };
+      const auto want = gradients();
+      model->keep_rounded();
+      const auto got = gradients();
+      for (std::size_t i = 0; i < got.size(); ++i)
+        EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 3e-2) << model->parameters()[i].name;
+      const at::NoGradGuard no_grad;
+      for (auto& weight : weights) weight.mul_(1);  // the copies are out of date
+    }
+  }
+}
+
 // Values and gradients of several layers over one x are those of torch's linear layers, one by one.
 TEST(Projection, AgreesWithLinearLayers) {
   const auto leaf = [](const at::Tensor& x) { return x.detach().clone().set_requires_grad(true); };
@@ -392,6 +432,38 @@ TEST(Projection, InFloat8IsTheProductsOfFloat8Numbers) {
                         ops::float8_product(d.rows, d.scale, weight.columns, weight.scale, options)));
   EXPECT_TRUE(at::equal(w.value().grad(),
                         ops::float8_product(d.columns, d.scale, rows.columns, rows.scale, options)));
+}
+
+// Weights that lie together give results that do, on a GPU, and gradients whether these do or not.
+TEST(Projection, TakesWeightsThatLieTogetherAtOnce) {
+  const auto device = ops::testing::device();
+  ParameterMaker make({1}, true);
+  const std::vector<Weight> weights{make.weight("a", {24, 16}, 1), make.weight("b", {8, 16}, 1),
+                                    make.weight("c", {16, 16}, 1)};
+  Weight::lay_together({weights[0], weights[1], weights[2]});
+  auto parameters = make.take();
+  for (auto& p : parameters) p.value.set_data(p.value.to(device));
+  const auto leaf = ops::testing::random({2, 5, 16}, at::kBFloat16);
+  const auto dy = ops::testing::random({2, 5, 48}, at::kBFloat16).split_with_sizes({24, 8, 16}, -1);
+  const auto gradients = [&](const std::vector<at::Tensor>& d) {
+    const auto x = leaf.detach().clone().set_requires_grad(true);
+    const auto y = project(x, {{weights[0]}, {weights[1]}, {weights[2]}});
+    std::vector<at::Tensor> all{x};
+    for (const auto& p : parameters) all.push_back(p.value);
+    auto results = torch::autograd::grad(y, all, d);
+    for (const auto& y_i : y) results.push_back(y_i.detach());
+    return results;
+  };
+  const std::vector<at::Tensor> apart{dy[0].clone(), dy[1].clone(), dy[2].clone()};
+  const auto want = gradients(apart);
+  EXPECT_FALSE(ops::joined({want[4], want[5], want[6]}, -1).defined());
+  for (const auto& p : parameters) p.rounded->update(p.value, at::kBFloat16);
+  for (const auto& d : {dy, apart}) {
+    const auto got = gradients(d);
+    EXPECT_EQ(ops::joined({got[4], got[5], got[6]}, -1).defined(), device.is_cuda());
+    for (std::size_t i = 0; i < got.size(); ++i)
+      EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 1e-2) << i;
+  }
 }
 
 // Drops and sums as the operators one after the other, bit for bit where nothing is added.

@@ -16,9 +16,22 @@ void RoundedCopy::update(const at::Tensor& value, at::ScalarType type) {
   if (of(value, type).defined()) return;
   const auto options = value.options().dtype(type).requires_grad(false);
   if (!copy_.defined() || copy_.scalar_type() != type || copy_.device() != value.device())
-    copy_ = at::empty(value.sizes(), options);
+    copy_ = memory(value.sizes(), options);
   copy_.copy_(value.detach());
   confirm(value);
+}
+
+at::Tensor RoundedCopy::memory(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!shared_) return at::empty(sizes, options);
+  auto& whole = shared_->memory;
+  if (!whole.defined() || whole.dtype() != options.dtype() || whole.device() != options.device())
+    whole = at::empty({shared_->size}, options);
+  return whole.narrow(0, first_, c10::multiply_integers(sizes)).view(sizes);
+}
+
+void RoundedCopy::share(std::shared_ptr<Shared> shared, int64_t size) {
+  shared_ = std::move(shared);
+  first_ = std::exchange(shared_->size, shared_->size + size);
 }
 
 void RoundedCopy::confirm(const at::Tensor& value) {
@@ -29,6 +42,11 @@ void RoundedCopy::confirm(const at::Tensor& value) {
 at::Tensor Weight::in(at::ScalarType type) const {
   const auto copy = value_.scalar_type() == type ? value_ : kept(type);
   return copy.defined() ? copy : value_.to(type);
+}
+
+void Weight::lay_together(std::initializer_list<Weight> weights) {
+  const auto shared = std::make_shared<RoundedCopy::Shared>();
+  for (const auto& weight : weights) weight.rounded_->share(shared, weight.value_.numel());
 }
 
 at::Tensor ParameterMaker::add(const std::string& name, at::IntArrayRef shape) {

@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,7 +21,19 @@ class RoundedCopy {
 
   bool in_float8 = false;  // products go on from there to float8
 
+  // Memory for several copies, one after the other.
+  struct Shared {
+    at::Tensor memory;
+    int64_t size = 0;  // elements
+  };
+  // Copies of `size` elements are made behind those that share the memory already.
+  void share(std::shared_ptr<Shared> shared, int64_t size);
+
  private:
+  at::Tensor memory(at::IntArrayRef sizes, const at::TensorOptions& options);
+
+  std::shared_ptr<Shared> shared_;
+  int64_t first_ = 0;  // of the shared memory
   at::Tensor copy_;
   const void* address_ = nullptr;
   int64_t version_ = -1;
@@ -50,6 +63,10 @@ class Weight {
   bool in_float8() const { return rounded_ && rounded_->in_float8; }
   // Its values in `type`: those kept, or a cast.
   at::Tensor in(at::ScalarType type) const;
+  // The copies of matrices with as many columns become one matrix in memory, so that their products with the
+  // same rows can be one. Those who read the results must take rows that lie further apart than they are
+  // long.
+  static void lay_together(std::initializer_list<Weight> weights);
   // The same values without a gradient: for a bias whose gradient comes with that of an activation.
   Weight detached() const {
     auto same = *this;

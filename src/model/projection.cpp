@@ -5,6 +5,8 @@
 
 #include "model/linear_products.h"
 #include "ops/column_sum/column_sum.h"
+#include "ops/joined.h"
+#include "ops/product.h"
 #include "ops/skinny_linear/skinny_linear.h"
 
 namespace megalodon::model {
@@ -75,6 +77,48 @@ struct Projection : torch::autograd::Function<Projection> {
   }
 };
 
+// Of layers whose weights lie together as `weight` [sum of out, in]: the results are columns of one tensor.
+struct JointProjection : torch::autograd::Function<JointProjection> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
+                               const at::Tensor& weight) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    std::vector<int64_t> widths;
+    for (const auto& w : weights) widths.push_back(w.size(0));
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["widths"] = widths;
+    ctx->saved_data["type"] = weights[0].scalar_type();
+    auto shape = x.sizes().vec();
+    shape.back() = weight.size(0);
+    return ops::product(rows_of(x, weight), weight.t()).view(shape).split_with_sizes(widths, -1);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1];
+    const auto whole = ops::joined(dy, -1);
+    const auto d = rows_of(whole.defined() ? whole : at::cat(dy, -1), weight);
+    variable_list gradients;
+    gradients.push_back(ctx->needs_input_grad(0) ? ops::product(d, weight).view(x.sizes()) : at::Tensor());
+    const auto type = ctx->saved_data["type"].toScalarType();
+    const auto d_weight = ops::product(d.t(), rows_of(x, weight), type);
+    for (const auto& part : d_weight.split_with_sizes(ctx->saved_data["widths"].toIntVector()))
+      gradients.push_back(part);
+    gradients.emplace_back();
+    return gradients;
+  }
+};
+
+// The weights of `layers` as one, where a GPU should take them so.
+at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layers) {
+  if (!x.is_cuda() || !at::GradMode::is_enabled() || layers.size() == 1) return {};
+  std::vector<at::Tensor> copies;
+  for (const auto& [weight, bias] : layers) {
+    if (bias.defined() || weight.value().dim() != 2 || weight.in_float8()) return {};
+    copies.push_back(weight.kept(x.scalar_type()));
+  }
+  return ops::joined(copies, 0);
+}
+
 }  // namespace
 
 std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers) {
@@ -105,6 +149,11 @@ std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_l
 }
 
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
+  if (const auto joint = joint_weight(x, layers); joint.defined()) {
+    variable_list weights;
+    for (const auto& layer : layers) weights.push_back(layer.weight);
+    return JointProjection::apply(x, at::TensorList(weights), joint);
+  }
   auto results = project_and_pass(x, layers);
   results.pop_back();
   return results;

@@ -18,7 +18,8 @@ struct Linear {
 // are cast to for a product is not kept for the backward pass, unless it is small or the model keeps it.
 at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias = {});
 
-// The same x through several layers: the gradients of x are summed inside the products.
+// The same x through several layers: the gradients of x are summed inside the products. On a GPU, where a
+// gradient is wanted and the weights lie together, by one product whose columns the results are.
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers);
 
 // The same results, and last x again: the gradient of what is made from that is summed inside the products
