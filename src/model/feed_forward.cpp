@@ -25,7 +25,10 @@ FeedForward::FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker
   }
   fc1 = matrix("fc1", F, D);
   fc2 = matrix("fc2", D, F);
-  if (c.swiglu) fc3 = matrix("fc3", F, D);
+  if (c.swiglu) {
+    fc3 = matrix("fc3", F, D);
+    Weight::lay_together({fc1, fc3});
+  }
   if (c.rescale_nffn)
     alpha = make.constant(name + ".alpha", {D}, 0.1 * std::pow(0.5, static_cast<double>(layer)));
 }
