@@ -26,7 +26,7 @@ function(megalodon_cuda_plugin)
   # No run path: the program loads torch's CUDA half first, and the CUDA libraries are those that it found.
   set_target_properties(megalodon_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Shared SKIP_BUILD_RPATH ON
                         LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
-  target_link_libraries(megalodon_cuda PRIVATE torch_cuda CUDA::cudart)
+  target_link_libraries(megalodon_cuda PRIVATE torch_cuda CUDA::cudart CUDA::cublasLt)
   target_link_options(megalodon_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,-z,defs)
   megalodon_use_pch(megalodon_cuda)
 endfunction()

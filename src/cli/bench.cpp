@@ -20,6 +20,7 @@
 #include "ops/attention/attention.h"
 #include "ops/cema/cema.h"
 #include "ops/device.h"
+#include "ops/float8/float8.h"
 #include "ops/product.h"
 #include "ops/timestep_norm/timestep_norm.h"
 #include "train/training_step.h"
@@ -31,7 +32,7 @@ struct Options {
   std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16";
   int64_t batch = 4, context = 2048, prompt = 36, fresh = 18, repeats = 5, dim = 512;
   at::Device on = at::kCPU;
-  bool json = false, profiled = false;
+  bool json = false, profiled = false, float8 = false;
   at::ScalarType type() const { return compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat; }
   at::TensorOptions in(at::ScalarType scalar) const { return at::TensorOptions(on).dtype(scalar); }
 };
@@ -195,6 +196,11 @@ void bench_train(const Options& o) {
   const auto model = model::make_model(preset(o.preset), 1);
   model->set_compute_type(o.type());
   model->to(o.on);
+  if (o.float8 && !ops::has_float8_units(model->parameters()[0].value)) {
+    fail_request("this device has no units for float8 products", "--float8",
+                 "use a GPU of compute capability 8.9 or higher");
+  }
+  model->set_float8_products(o.float8);
   train::AdamW optimizer(model->parameters(), {});
   train::TrainingStep training_step(*model, optimizer);
   const auto tokens =
@@ -208,8 +214,8 @@ void bench_train(const Options& o) {
   const double work = 3 * forward_operations(*model, o.context) * static_cast<double>(o.batch),
                ceiling = gemm_rate(o);
   const auto report = [&](const std::string& name, double seconds) {
-    print(o, {name + " " + o.preset + " " + o.compute_type + " " + std::to_string(o.batch) + " x " +
-                  std::to_string(o.context),
+    print(o, {name + " " + o.preset + " " + (o.float8 ? "float8" : o.compute_type) + " " +
+                  std::to_string(o.batch) + " x " + std::to_string(o.context),
               seconds,
               work,
               ceiling,
@@ -242,7 +248,7 @@ double answer_operations(const model::LanguageModel& model, int64_t prompt, int6
   double spared = 0;  // weights
   if (const auto* c = std::get_if<model::LlamaConfig>(&model.config())) {
     const auto last = "model.layers." + std::to_string(c->num_hidden_layers - 1) + ".";
-    for (const auto& [name, value, is_matrix] : model.parameters()) {
+    for (const auto& [name, value, is_matrix, rounded] : model.parameters()) {
       const bool of_keys =
           name.find("k_proj") != std::string::npos || name.find("v_proj") != std::string::npos;
       if (is_matrix && name.starts_with(last) && !of_keys) spared += static_cast<double>(value.numel());
@@ -480,6 +486,7 @@ void add_bench(CLI::App& program, Run& chosen) {
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   add_device(*command, o->device);
+  command->add_flag("--float8", o->float8, "train: products of linear layers in float8");
   command->add_flag("--profile", o->profiled, "all but ops: also the time of one run by kernel or operator");
   command->add_flag("--json", o->json, "print one JSON object a line");
   command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });

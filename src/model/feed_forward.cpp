@@ -16,7 +16,7 @@ FeedForward::FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker
     : config(c) {
   const int64_t D = c.model_dim, F = c.ffn_hidden_dim;
   const auto matrix = [&](const std::string& part, int64_t out, int64_t in) {
-    return make.normal(name + "." + part + ".weight", {out, in},
+    return make.weight(name + "." + part + ".weight", {out, in},
                        std::sqrt(1.0 / (3.0 * static_cast<double>(in))));
   };
   if (c.norm_affine) {
@@ -25,7 +25,10 @@ FeedForward::FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker
   }
   fc1 = matrix("fc1", F, D);
   fc2 = matrix("fc2", D, F);
-  if (c.swiglu) fc3 = matrix("fc3", F, D);
+  if (c.swiglu) {
+    fc3 = matrix("fc3", F, D);
+    Weight::lay_together({fc1, fc3});
+  }
   if (c.rescale_nffn)
     alpha = make.constant(name + ".alpha", {D}, 0.1 * std::pow(0.5, static_cast<double>(layer)));
 }
@@ -40,8 +43,10 @@ at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residu
   const auto inner = fc3.defined() ? project(u, {{fc1}, {fc3}}) : project(u, {{fc1}});  // [B, L, F]
   const auto gate = fc3.defined() ? std::optional(inner[1]) : std::nullopt;
   const Drop drop_hidden(config.hidden_dropout, dropout);
-  const auto hidden_out = project_swiglu(inner[0], gate, fc2, drop_hidden);  // [B, L, D]
-  auto out = drop(hidden_out, config.dropout, dropout);
+  const Drop drop_out(config.dropout, dropout);
+  if (drop_out.p() == 0 && !alpha.defined())
+    return anew.until_gradient(project_swiglu(inner[0], gate, fc2, drop_hidden, residual));
+  auto out = drop_out(project_swiglu(inner[0], gate, fc2, drop_hidden));  // [B, L, D]
   if (alpha.defined()) out = out * alpha.to(out.scalar_type());
   return anew.until_gradient(residual + out);
 }

@@ -7,7 +7,7 @@ namespace megalodon::model {
 struct FeedForward {
   MegalodonConfig config;
   at::Tensor norm_weight, norm_bias;  // [D], or undefined without norm_affine
-  at::Tensor fc1, fc2, fc3;           // [F, D], [D, F], and with SwiGLU [F, D]
+  Weight fc1, fc2, fc3;               // [F, D], [D, F], and with SwiGLU [F, D]
   at::Tensor alpha;                   // [D]: layer scale, or undefined
 
   FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker& make, const std::string& name);

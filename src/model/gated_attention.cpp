@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
-#include <numbers>
 
 #include "model/gated_projection.h"
 #include "model/recomputed.h"
@@ -22,16 +21,10 @@ namespace megalodon::model {
 TimestepNorm::TimestepNorm(const MegalodonConfig& config, ParameterMaker& make, const std::string& name)
     : weight(make.constant(name + ".weight", {config.model_dim}, 0)),
       bias(make.constant(name + ".bias", {config.model_dim}, 0)),
-      groups(config.norm_num_groups),
       eps(config.norm_eps) {}
 
 at::Tensor TimestepNorm::operator()(const at::Tensor& x, const Place& place, int64_t layer) const {
-  const int64_t B = x.size(0);
-  if (place.state == nullptr) {
-    const auto count = at::zeros({B}, x.options().dtype(at::kLong));
-    const auto mean = at::zeros({B, groups}, weight.options().requires_grad(false));
-    return ops::timestep_norm(x, weight, bias, {count, mean, at::ones_like(mean)}, {}, eps).y;
-  }
+  if (place.state == nullptr) return ops::timestep_norm(x, weight, bias, place.fresh_norm, {}, eps).y;
   const std::string name = layer < 0 ? "final_norm_" : std::to_string(layer) + ".norm_";
   auto& tensors = place.state->tensors;
   auto& count = tensors.at(name + "count");
@@ -59,7 +52,8 @@ Cema::Cema(const MegalodonConfig& config, ParameterMaker& make, const std::strin
   omega = make.truncated_normal(name + ".omega", {D}, 0.25, 1.0);
 }
 
-Cema::Coefficients Cema::coefficients() const {
+ops::CemaCoefficients Cema::coefficients() const {
+  const auto computed = [&] { return ops::cema_coefficients(alpha, delta, theta, gamma); };
   if (at::GradMode::is_enabled()) return computed();
   Stamp now;
   std::size_t i = 0;
@@ -67,16 +61,6 @@ Cema::Coefficients Cema::coefficients() const {
     now[i++] = {parameter->const_data_ptr(), static_cast<int64_t>(parameter->_version())};
   if (!last_ || last_->first != now) last_.emplace(now, computed());
   return last_->second;
-}
-
-Cema::Coefficients Cema::computed() const {
-  const int64_t N = alpha.size(1);
-  const auto n = at::arange(1, N + 1, theta.options().requires_grad(false));
-  const auto p = at::sigmoid(alpha);  // [D, N]
-  const auto phi =
-      at::sigmoid(theta).unsqueeze(1) * (n * (2 * std::numbers::pi / static_cast<double>(N)));  // [D, N]
-  const auto q = at::polar(1 - p * at::sigmoid(delta), phi);                                    // [D, N]
-  return {p, q, at::view_as_complex(gamma) * (1 / std::sqrt(static_cast<double>(N)))};
 }
 
 at::Tensor Cema::operator()(const at::Tensor& x, const Place& place, int64_t layer) const {
@@ -93,7 +77,7 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
     : config(c), layer(layer_index), timenorm(c, make, name + ".timenorm"), cema(c, make, name + ".cema") {
   const int64_t D = c.model_dim, Z = c.z_dim, E = c.value_dim;
   const auto matrix = [&](const std::string& part, int64_t out, int64_t in) {
-    return make.normal(name + "." + part + ".weight", {out, in},
+    return make.weight(name + "." + part + ".weight", {out, in},
                        std::sqrt(1.0 / (3.0 * static_cast<double>(in))));
   };
   const auto zeros = [&](const std::string& part, at::IntArrayRef shape) {
@@ -101,13 +85,13 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
   };
   if (c.norm_affine) rmsnorm = zeros("rmsnorm.weight", {D});
   wz = matrix("wz", Z, D);
-  bz = zeros("wz.bias", {Z});
+  bz = make.bias(name + ".wz.bias", {Z});
   wv = matrix("wv", E, D);
-  bv = zeros("wv.bias", {E});
+  bv = make.bias(name + ".wv.bias", {E});
   wr = matrix("wr", E, D);
-  br = zeros("wr.bias", {E});
+  br = make.bias(name + ".wr.bias", {E});
   wh1 = matrix("wh1", D, D);
-  bh1 = zeros("wh1.bias", {D});
+  bh1 = make.bias(name + ".wh1.bias", {D});
   wh2 = matrix("wh2", D, E);
   gamma = zeros("gamma", {2, Z});
   beta = zeros("beta", {2, Z});
@@ -118,23 +102,26 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
     return step(x, place);
   Recomputed anew;
   const auto x_n = anew.add([=, norm = timenorm, index = layer] { return norm(x, place, index); });
-  const auto of_x_n = project_and_pass(x_n, {{wv, bv}});
+  // The biases of what goes through SiLU have their gradients with it.
+  const auto of_x_n = project_and_pass(x_n, {{wv, bv.detached()}});
   const auto& of_v = of_x_n[0];                         // [B, L, E]
   const auto smoothed = cema(of_x_n[1], place, layer);  // [B, L, D], as x_n and mx
   const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
   const Drop drop_mx(config.hidden_dropout, place.dropout);
   const auto mx =
       anew.add([=, eps = config.norm_eps] { return drop_mx(ops::rms_norm(smoothed, scale, eps)); });
-  const auto of_mx = project(mx, {{wz, bz}, {wr, br}, {wh1, bh1}});
+  const auto of_mx = project(mx, {{wz, bz}, {wr, br.detached()}, {wh1, bh1}});
   const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});  // [B, L, H, dz]
-  const auto v =
-      anew.add([=] { return ops::swiglu(of_v); }).unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
-  const auto [q, k] =
-      ops::query_key(z, gamma, beta, place.start, config.chunk_size, config.rope_base, config.norm_eps);
-  const auto o =
-      attend(q, k, v, {.chunk = config.chunk_size}, config.attention_dropout, place, layer);  // [B, L, E]
+  const auto v = anew.add([=, bias = bv.value()] { return ops::swiglu(of_v, {}, bias); })
+                     .unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
+  const auto qk = anew.add([=, start = place.start, c = config, g = gamma, b = beta] {
+    const auto [q, k] = ops::query_key(z, g, b, start, c.chunk_size, c.rope_base, c.norm_eps);
+    return std::vector{q, k};
+  });
+  const auto o = attend(qk[0], qk[1], v, {.chunk = config.chunk_size}, config.attention_dropout, place,
+                        layer);  // [B, L, E]
   const Drop drop_gated(config.hidden_dropout, place.dropout);
-  const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2]);  // [B, L, D]
+  const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2], br.value());  // [B, L, D]
   return anew.until_gradient(x + drop(h, config.dropout, place.dropout));
 }
 

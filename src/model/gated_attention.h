@@ -4,13 +4,13 @@
 #include <utility>
 
 #include "model/layers.h"
+#include "ops/cema_coefficients/cema_coefficients.h"
 
 namespace megalodon::model {
 
 // Timestep normalization with its parameters and its carried statistics.
 struct TimestepNorm {
   at::Tensor weight, bias;  // [D]
-  int64_t groups;
   double eps;
 
   TimestepNorm(const MegalodonConfig& config, ParameterMaker& make, const std::string& name);
@@ -27,20 +27,15 @@ struct Cema {
   at::Tensor omega;         // [D]
 
   Cema(const MegalodonConfig& config, ParameterMaker& make, const std::string& name);
-  struct Coefficients {
-    at::Tensor p;       // [D, N]
-    at::Tensor q, eta;  // [D, N] complex
-  };
   // Where no gradient is wanted those of the last call, unless a parameter has changed.
-  Coefficients coefficients() const;
+  ops::CemaCoefficients coefficients() const;
   // x [B, L, D]; the state is "LAYER.cema" [B, D, N, 2].
   at::Tensor operator()(const at::Tensor& x, const Place& place, int64_t layer) const;
 
  private:
-  Coefficients computed() const;
   // The values of the parameters, by address and version.
   using Stamp = std::array<std::pair<const void*, int64_t>, 4>;
-  mutable std::optional<std::pair<Stamp, Coefficients>> last_;
+  mutable std::optional<std::pair<Stamp, ops::CemaCoefficients>> last_;
 };
 
 // The "mega" sub-block: normalized gated attention inside chunks (arXiv 2404.08801, section 3.3).
@@ -50,11 +45,11 @@ struct GatedAttention {
   TimestepNorm timenorm;
   Cema cema;
   at::Tensor rmsnorm;      // [D], or undefined without norm_affine
-  at::Tensor wz, bz;       // [Z, D], [Z]
-  at::Tensor wv, bv;       // [E, D], [E]
-  at::Tensor wr, br;       // [E, D], [E]
-  at::Tensor wh1, bh1;     // [D, D], [D]
-  at::Tensor wh2;          // [D, E]
+  Weight wz, bz;           // [Z, D], [Z]
+  Weight wv, bv;           // [E, D], [E]
+  Weight wr, br;           // [E, D], [E]
+  Weight wh1, bh1;         // [D, D], [D]
+  Weight wh2;              // [D, E]
   at::Tensor gamma, beta;  // [2, Z]: row 0 for queries, row 1 for keys
 
   GatedAttention(const MegalodonConfig& c, int64_t layer_index, ParameterMaker& make,

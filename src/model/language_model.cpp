@@ -56,6 +56,18 @@ void LanguageModel::to(at::Device device) {
   for (auto& parameter : parameters_) parameter.value.set_data(parameter.value.to(device));
 }
 
+void LanguageModel::keep_rounded() const {
+  for (const auto& parameter : parameters_) {
+    if (parameter.rounded && parameter.value.scalar_type() != compute_type_)
+      parameter.rounded->update(parameter.value, compute_type_);
+  }
+}
+
+void LanguageModel::set_float8_products(bool in_float8) {
+  for (const auto& parameter : parameters_)
+    if (parameter.rounded && parameter.is_matrix) parameter.rounded->in_float8 = in_float8;
+}
+
 std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, uint64_t seed, bool initialise) {
   if (const auto* megalodon = std::get_if<MegalodonConfig>(&config)) {
     return std::make_unique<Megalodon>(*megalodon, seed, initialise);
@@ -80,6 +92,8 @@ std::unique_ptr<LanguageModel> member(const LanguageModel& stack, int64_t k) {
     auto value = model->parameters()[i].value;
     const auto stacked = stack.parameters()[i].value.detach();
     value.set_data(stack.stack() == 1 ? stacked : stacked[k]);
+    // A write to either counts for both: what was derived from the stack is known by it to be out of date.
+    value.unsafeGetTensorImpl()->set_version_counter(stacked.unsafeGetTensorImpl()->version_counter());
   }
   return model;
 }

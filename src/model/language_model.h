@@ -43,9 +43,17 @@ class LanguageModel {
   at::Device device() const { return parameters_.empty() ? at::kCPU : parameters_.front().value.device(); }
 
   // Type of activations and matrix products: float32 (default) or bfloat16. Parameters are cast where they
-  // are used.
+  // are used, unless their values in it are kept.
   void set_compute_type(at::ScalarType type) { compute_type_ = type; }
   at::ScalarType compute_type() const { return compute_type_; }
+  // Keeps the values of linear layers in the compute type beside them, where that is another than their own,
+  // and brings them up to date: for training, whose optimizer then writes both. Weights that change otherwise
+  // are cast where they are used, until this is called again.
+  void keep_rounded() const;
+
+  // Whether products of linear layers, those of gradients too, are made in float8 where their sizes are
+  // multiples of 16: by a GPU that has units for it, or in float32 of the same numbers.
+  void set_float8_products(bool in_float8);
 
   // The last hidden states, normalized: [B, L, D]. tokens [B, L] int64.
   // With a state the streams go on from it, and it moves on by L; the streams of a batch may be at different

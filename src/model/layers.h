@@ -7,6 +7,7 @@
 #include "model/projection.h"
 #include "ops/attention/attention.h"
 #include "ops/packed_attention/packed_attention.h"
+#include "ops/timestep_norm/timestep_norm.h"
 
 // What the blocks of both families share.
 namespace megalodon::model {
@@ -41,6 +42,7 @@ struct Place {
   // is launched for it is the same at every position, so that it can be recorded.
   std::optional<int64_t> common_start;
   const ops::Sequences* sequences = nullptr;  // of the rows, where these are packed
+  ops::TimestepNormState fresh_norm = {};     // what timestep norms start from without a state
 
   // That of tokens [B, L] that go on from `state`.
   Place(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout, at::ScalarType compute_type);

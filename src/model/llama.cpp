@@ -13,8 +13,12 @@
 namespace megalodon::model {
 namespace {
 
-at::Tensor matrix(ParameterMaker& make, const std::string& name, int64_t out, int64_t in, double range) {
-  return make.normal(name, {out, in}, range > 0 ? range : 1 / std::sqrt(static_cast<double>(in)));
+double deviation(double range, int64_t in) {
+  return range > 0 ? range : 1 / std::sqrt(static_cast<double>(in));
+}
+
+at::Tensor table(ParameterMaker& make, const std::string& name, const LlamaConfig& c, double range) {
+  return make.normal(name, {c.vocab_size, c.hidden_size}, deviation(range, c.hidden_size));
 }
 
 double embedding_range(const LlamaConfig& c) {
@@ -45,7 +49,7 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
     : c(config), layer(layer_index) {
   const int64_t D = c.hidden_size, F = c.intermediate_size, d = c.head_dim;
   const auto weight = [&](const std::string& part, int64_t out, int64_t in) {
-    return matrix(make, name + "." + part + ".weight", out, in, c.initializer_range);
+    return make.weight(name + "." + part + ".weight", {out, in}, deviation(c.initializer_range, in));
   };
   input_norm = make.constant(name + ".input_layernorm.weight", {D}, 1);
   wq = weight("self_attn.q_proj", c.num_attention_heads * d, D);
@@ -56,6 +60,8 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
   gate = weight("mlp.gate_proj", F, D);
   up = weight("mlp.up_proj", F, D);
   down = weight("mlp.down_proj", D, F);
+  Weight::lay_together({gate, up});
+  if (c.position_embedding == "none") Weight::lay_together({wk, wv, wq});  // the rotation wants them apart
 }
 
 Residual LlamaBlock::operator()(const Residual& residual, const Place& place, bool last_only) const {
@@ -95,13 +101,12 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
     : LanguageModel(config),
       c_(config),
       stack_(stack),
-      embedding_(matrix(make, "model.embed_tokens.weight", config.vocab_size, config.hidden_size,
-                        embedding_range(config))),
+      embedding_(table(make, "model.embed_tokens.weight", config, embedding_range(config))),
       blocks_(make_blocks(make, config)),
       final_norm_(make.constant("model.norm.weight", {config.hidden_size}, 1)) {
-  const auto output = config.tie_word_embeddings ? embedding_
-                                                 : matrix(make, "lm_head.weight", config.vocab_size,
-                                                          config.hidden_size, config.initializer_range);
+  const auto output = config.tie_word_embeddings
+                          ? embedding_
+                          : table(make, "lm_head.weight", config, config.initializer_range);
   adopt(make.take(), output);
 }
 

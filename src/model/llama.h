@@ -17,8 +17,8 @@ struct LlamaBlock {
   LlamaConfig c;
   int64_t layer;
   at::Tensor input_norm, post_norm;  // [D]; of stacked models these are all [K, ...]
-  at::Tensor wq, wk, wv, wo;         // [H d, D], [Hkv d, D], [Hkv d, D], [D, H d]
-  at::Tensor gate, up, down;         // [F, D], [F, D], [D, F]
+  Weight wq, wk, wv, wo;             // [H d, D], [Hkv d, D], [Hkv d, D], [D, H d]
+  Weight gate, up, down;             // [F, D], [F, D], [D, F]
 
   LlamaBlock(const LlamaConfig& config, int64_t layer_index, ParameterMaker& make, const std::string& name);
   // With `last_only`, which needs a state, the last position's alone.

@@ -38,8 +38,12 @@ Megalodon::Megalodon(const MegalodonConfig& config, ParameterMaker&& make)
 }
 
 at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
-  const int64_t L = tokens.size(1);
-  const Place place(tokens, state, dropout, compute_type());
+  const int64_t B = tokens.size(0), L = tokens.size(1);
+  Place place(tokens, state, dropout, compute_type());
+  if (state == nullptr) {
+    const auto mean = at::zeros({B, c_.norm_num_groups}, at::TensorOptions(device()).dtype(at::kFloat));
+    place.fresh_norm = {at::zeros({B}, mean.options().dtype(at::kLong)), mean, at::ones_like(mean)};
+  }
   auto x = embed(embedding_, tokens, compute_type());  // [B, L, D]
   if (c_.scale_emb) x = x * std::sqrt(static_cast<double>(c_.model_dim));
   x = drop(x, c_.dropout, dropout);

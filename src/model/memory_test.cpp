@@ -57,7 +57,7 @@ TEST(Memory, OfATokenAndMegalodonLayer) {
   const auto c = megalodon(1);
   const auto D = c.model_dim, Z = c.z_dim, E = c.value_dim, F = c.ffn_hidden_dim;
   const auto activations = 3 * D    // the block's input, the moving average, the attention's output
-                           + 3 * Z  // z, queries and keys
+                           + Z      // queries and keys before their norm
                            + 3 * E  // values and gate before their activation, attention
                            + F;     // feed-forward before its activation
   const auto statistics = 2 * c.norm_num_groups + 3 + c.num_heads;

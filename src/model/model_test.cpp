@@ -12,6 +12,8 @@
 #include "model/projection.h"
 #include "model/streaming.h"
 #include "ops/cross_entropy/cross_entropy.h"
+#include "ops/float8/float8.h"
+#include "ops/joined.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/testing.h"
 
@@ -209,7 +211,7 @@ TEST(Model, InitialValuesAreThoseOfTheSpec) {
   c.norm_num_groups = 32;
   c.rescale_nffn = true;
   const auto model = make_model(c, 3);
-  for (const auto& [name, value, is_matrix] : model->parameters()) {
+  for (const auto& [name, value, is_matrix, rounded] : model->parameters()) {
     const auto deviation = value.numel() > 1 ? value.std().item<double>() : 0;
     const auto mean = value.mean().item<double>();
     if (name.ends_with("wz.weight") || name.ends_with("fc1.weight"))
@@ -258,6 +260,35 @@ TEST(Model, Bfloat16StaysNearFloat32) {
   }
 }
 
+TEST(Model, Float8ProductsStayNearBfloat16) {
+  auto c = small_megalodon();
+  c.model_dim = 64, c.z_dim = 32, c.value_dim = 128, c.ffn_hidden_dim = 96, c.norm_num_groups = 8;
+  auto l = small_llama();
+  l.hidden_size = 64, l.intermediate_size = 96;
+  for (const auto& config : {ModelConfig(c), ModelConfig(l)}) {
+    const auto model = make_model(config, 7);
+    model->set_compute_type(at::kBFloat16);
+    model->to(ops::testing::device());
+    if (!ops::testing::device().is_cpu() && !ops::has_float8_units(model->parameters()[0].value))
+      GTEST_SKIP() << "no units for float8";
+    const auto tokens = random_tokens(2, 64, 1).to(ops::testing::device());
+    const auto gradients = [&](bool float8) {
+      model->set_float8_products(float8);
+      std::vector<at::Tensor> weights, flat;
+      for (const auto& parameter : model->parameters()) weights.push_back(parameter.value);
+      const auto loss = model->mean_loss(tokens, tokens.roll(-1, 1));
+      for (const auto& d : torch::autograd::grad({loss}, weights)) flat.push_back(d.flatten());
+      return std::pair(loss.item<double>(), at::cat(flat));
+    };
+    const auto [loss, exact] = gradients(false);
+    const auto [loss8, near] = gradients(true);
+    EXPECT_NEAR(loss8, loss, 0.02 * loss) << model_type(config);
+    const auto error = ops::testing::relative_error(near, exact);
+    EXPECT_LE(error, 0.15) << model_type(config);
+    EXPECT_GE(error, 0.01) << model_type(config);  // it is float8
+  }
+}
+
 // Of each model of a stack too; every fifth target is ignored.
 TEST(Model, MeanLossIsThatOfTheLogits) {
   auto models = configurations();
@@ -280,6 +311,45 @@ TEST(Model, MeanLossIsThatOfTheLogits) {
                d_got = torch::autograd::grad({got.sum()}, weights);
     for (std::size_t w = 0; w < weights.size(); ++w)
       EXPECT_LE(ops::testing::relative_error(d_got[w], d_want[w]), 1e-5) << model->parameters()[w].name;
+  }
+}
+
+// Products of weights that lie together, with the copies of these, against products one by one.
+TEST(Model, HasTheSameGradientsWithRoundedWeights) {
+  std::vector<ModelConfig> configs{small_megalodon()};
+  for (const int64_t d : {16, 32}) {
+    auto c = small_llama();
+    c.position_embedding = "none";
+    c.head_dim = d;
+    configs.push_back(c);
+    c.num_key_value_heads = 4;
+    configs.push_back(c);
+  }
+  std::get<MegalodonConfig>(configs[0]).swiglu = true;
+  const auto device = ops::testing::device();
+  const auto tokens = random_tokens(2, 20, 3).to(device), targets = random_tokens(2, 20, 4).to(device);
+  const ops::Sequences sequences{at::tensor({0, 17, 20, 33, 40}, at::kInt).to(device), 17};
+  for (const auto& config : configs) {
+    const auto model = make_model(config, 1);
+    model->to(device);
+    model->set_compute_type(at::kBFloat16);
+    std::vector<at::Tensor> weights;
+    for (const auto& parameter : model->parameters()) weights.push_back(parameter.value);
+    for (const bool packed : {false, true}) {
+      if (packed && !model->packs()) continue;
+      const auto gradients = [&] {
+        const auto loss =
+            packed ? model->mean_loss(tokens, targets, sequences) : model->mean_loss(tokens, targets);
+        return torch::autograd::grad({loss}, weights);
+      };
+      const auto want = gradients();
+      model->keep_rounded();
+      const auto got = gradients();
+      for (std::size_t i = 0; i < got.size(); ++i)
+        EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 3e-2) << model->parameters()[i].name;
+      const at::NoGradGuard no_grad;
+      for (auto& weight : weights) weight.mul_(1);  // the copies are out of date
+    }
   }
 }
 
@@ -337,6 +407,63 @@ TEST(Projection, KeepsTheWeightsType) {
   y.sum().backward();
   EXPECT_EQ(w.grad().scalar_type(), at::kFloat);
   EXPECT_EQ(even.grad().scalar_type(), at::kBFloat16);
+}
+
+// With everything in float8, and where a size does not suit not at all.
+TEST(Projection, InFloat8IsTheProductsOfFloat8Numbers) {
+  using ops::Float8ProductOptions, ops::to_float8;
+  constexpr auto narrow = at::kFloat8_e4m3fn;
+  ParameterMaker make({1}, true);
+  const auto w = make.weight("w", {32, 48}, 0.1), odd = make.weight("odd", {7, 48}, 0.1);
+  const auto parameters = make.take();
+  for (const auto& p : parameters) p.rounded->in_float8 = true;
+  const auto x = ops::testing::random({2, 8, 48}).cpu().set_requires_grad(true);
+  const auto y = project(x, {{w}, {odd}});
+  EXPECT_TRUE(at::equal(y[1], at::linear(x, odd)));
+  const auto rows = to_float8(x.detach().flatten(0, 1), narrow, true, true),
+             weight = to_float8(w.value().detach(), narrow, true, true);
+  const Float8ProductOptions options{.type = at::kFloat};
+  EXPECT_TRUE(at::equal(y[0].flatten(0, 1),
+                        ops::float8_product(rows.rows, rows.scale, weight.rows, weight.scale, options)));
+  const auto dy = ops::testing::random({2, 8, 32}).cpu();
+  y[0].backward(dy);
+  const auto d = to_float8(dy.flatten(0, 1), at::kFloat8_e5m2, true, true);
+  EXPECT_TRUE(at::equal(x.grad().flatten(0, 1),
+                        ops::float8_product(d.rows, d.scale, weight.columns, weight.scale, options)));
+  EXPECT_TRUE(at::equal(w.value().grad(),
+                        ops::float8_product(d.columns, d.scale, rows.columns, rows.scale, options)));
+}
+
+// Weights that lie together give results that do, on a GPU, and gradients whether these do or not.
+TEST(Projection, TakesWeightsThatLieTogetherAtOnce) {
+  const auto device = ops::testing::device();
+  ParameterMaker make({1}, true);
+  const std::vector<Weight> weights{make.weight("a", {24, 16}, 1), make.weight("b", {8, 16}, 1),
+                                    make.weight("c", {16, 16}, 1)};
+  Weight::lay_together({weights[0], weights[1], weights[2]});
+  auto parameters = make.take();
+  for (auto& p : parameters) p.value.set_data(p.value.to(device));
+  const auto leaf = ops::testing::random({2, 5, 16}, at::kBFloat16);
+  const auto dy = ops::testing::random({2, 5, 48}, at::kBFloat16).split_with_sizes({24, 8, 16}, -1);
+  const auto gradients = [&](const std::vector<at::Tensor>& d) {
+    const auto x = leaf.detach().clone().set_requires_grad(true);
+    const auto y = project(x, {{weights[0]}, {weights[1]}, {weights[2]}});
+    std::vector<at::Tensor> all{x};
+    for (const auto& p : parameters) all.push_back(p.value);
+    auto results = torch::autograd::grad(y, all, d);
+    for (const auto& y_i : y) results.push_back(y_i.detach());
+    return results;
+  };
+  const std::vector<at::Tensor> apart{dy[0].clone(), dy[1].clone(), dy[2].clone()};
+  const auto want = gradients(apart);
+  EXPECT_FALSE(ops::joined({want[4], want[5], want[6]}, -1).defined());
+  for (const auto& p : parameters) p.rounded->update(p.value, at::kBFloat16);
+  for (const auto& d : {dy, apart}) {
+    const auto got = gradients(d);
+    EXPECT_EQ(ops::joined({got[4], got[5], got[6]}, -1).defined(), device.is_cuda());
+    for (std::size_t i = 0; i < got.size(); ++i)
+      EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 1e-2) << i;
+  }
 }
 
 // Drops and sums as the operators one after the other, bit for bit where nothing is added.
@@ -423,6 +550,45 @@ TEST(Stack, SharesItsWeightsWithItsMembers) {
   }
   EXPECT_TRUE(stack->parameters()[0].value[1].eq(0.5).all().item<bool>());
   EXPECT_FALSE(stack->parameters()[0].value[0].eq(0.5).any().item<bool>());
+}
+
+// The copies are used, and no longer once a weight was written to: through the model or a member of its
+// stack.
+TEST(Stack, RoundedWeightsAreNeverOutOfDate) {
+  const at::NoGradGuard no_grad;
+  const auto stack = make_stack(small_llama(), {1, 2}), other = make_stack(small_llama(), {1, 2});
+  for (const auto& m : {stack.get(), other.get()}) m->set_compute_type(at::kBFloat16);
+  const auto tokens = random_tokens(4, 7, 1);
+  const auto copies = [&] {
+    int64_t current = 0;
+    for (const auto& p : stack->parameters())
+      current += p.rounded && p.rounded->of(p.value, at::kBFloat16).defined() ? 1 : 0;
+    return current;
+  };
+  EXPECT_EQ(copies(), 0);
+  stack->keep_rounded();
+  const auto all = copies();
+  EXPECT_EQ(all, small_llama().num_hidden_layers * 7);
+  EXPECT_TRUE(at::equal(stack->forward(tokens), other->forward(tokens)));
+  for (std::size_t i = 0; i < stack->parameters().size(); ++i) {
+    if (!stack->parameters()[i].rounded) continue;
+    at::Tensor(stack->parameters()[i].value).mul_(1.5);
+    const auto second = member(*stack, 1);
+    at::Tensor(second->parameters()[i].value).add_(0.25);
+    auto value = other->parameters()[i].value;
+    value.copy_(stack->parameters()[i].value);
+  }
+  EXPECT_EQ(copies(), 0);
+  EXPECT_TRUE(at::equal(stack->forward(tokens), other->forward(tokens)));
+  stack->keep_rounded();
+  EXPECT_EQ(copies(), all);
+  const auto first = stack->parameters()[1].rounded ? std::size_t{1} : std::size_t{2};
+  member(*stack, 0)->parameters()[first].value.zero_();
+  EXPECT_EQ(copies(), all - 1);
+  stack->set_compute_type(at::kFloat);
+  other->set_compute_type(at::kFloat);
+  other->parameters()[first].value[0].zero_();
+  EXPECT_TRUE(at::equal(stack->forward(tokens), other->forward(tokens)));
 }
 
 TEST(Stack, IsTheBaselinesAlone) {

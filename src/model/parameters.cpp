@@ -6,6 +6,49 @@
 
 namespace megalodon::model {
 
+at::Tensor RoundedCopy::of(const at::Tensor& value, at::ScalarType type) const {
+  const bool current = copy_.defined() && copy_.scalar_type() == type && address_ == value.const_data_ptr() &&
+                       version_ == value._version();
+  return current ? copy_ : at::Tensor();
+}
+
+void RoundedCopy::update(const at::Tensor& value, at::ScalarType type) {
+  if (of(value, type).defined()) return;
+  const auto options = value.options().dtype(type).requires_grad(false);
+  if (!copy_.defined() || copy_.scalar_type() != type || copy_.device() != value.device())
+    copy_ = memory(value.sizes(), options);
+  copy_.copy_(value.detach());
+  confirm(value);
+}
+
+at::Tensor RoundedCopy::memory(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!shared_) return at::empty(sizes, options);
+  auto& whole = shared_->memory;
+  if (!whole.defined() || whole.dtype() != options.dtype() || whole.device() != options.device())
+    whole = at::empty({shared_->size}, options);
+  return whole.narrow(0, first_, c10::multiply_integers(sizes)).view(sizes);
+}
+
+void RoundedCopy::share(std::shared_ptr<Shared> shared, int64_t size) {
+  shared_ = std::move(shared);
+  first_ = std::exchange(shared_->size, shared_->size + size);
+}
+
+void RoundedCopy::confirm(const at::Tensor& value) {
+  address_ = value.const_data_ptr();
+  version_ = value._version();
+}
+
+at::Tensor Weight::in(at::ScalarType type) const {
+  const auto copy = value_.scalar_type() == type ? value_ : kept(type);
+  return copy.defined() ? copy : value_.to(type);
+}
+
+void Weight::lay_together(std::initializer_list<Weight> weights) {
+  const auto shared = std::make_shared<RoundedCopy::Shared>();
+  for (const auto& weight : weights) weight.rounded_->share(shared, weight.value_.numel());
+}
+
 at::Tensor ParameterMaker::add(const std::string& name, at::IntArrayRef shape) {
   auto whole = shape.vec();
   if (seeds_.size() > 1) whole.insert(whole.begin(), static_cast<int64_t>(seeds_.size()));
@@ -16,6 +59,21 @@ at::Tensor ParameterMaker::add(const std::string& name, at::IntArrayRef shape) {
 at::Generator ParameterMaker::generator(uint64_t seed) const {
   Random random(seed, Purpose::initialisation, parameters_.size());
   return at::detail::createCPUGenerator((uint64_t{random.next()} << 32) | random.next());
+}
+
+Weight ParameterMaker::of_linear_layer() {
+  parameters_.back().rounded = std::make_shared<RoundedCopy>();
+  return Weight(parameters_.back());
+}
+
+Weight ParameterMaker::weight(const std::string& name, at::IntArrayRef shape, double deviation) {
+  normal(name, shape, deviation);
+  return of_linear_layer();
+}
+
+Weight ParameterMaker::bias(const std::string& name, at::IntArrayRef shape) {
+  constant(name, shape, 0);
+  return of_linear_layer();
 }
 
 at::Tensor ParameterMaker::constant(const std::string& name, at::IntArrayRef shape, double value) {

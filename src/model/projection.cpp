@@ -3,29 +3,24 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "model/linear_products.h"
 #include "ops/column_sum/column_sum.h"
+#include "ops/joined.h"
 #include "ops/product.h"
 #include "ops/skinny_linear/skinny_linear.h"
 
 namespace megalodon::model {
 namespace {
-using ops::add_product;
-using ops::product;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// `biased`: the layer of each bias, in rising order, since a list for autograd holds no undefined tensors.
-variable_list values(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
-                     const std::vector<int64_t>& biased) {
+using Layers = std::vector<Linear>;
+
+// The layer's result [..., out] of x [..., in].
+at::Tensor value(const at::Tensor& x, Operand& operand, const Linear& layer, SavedWeight* saved = nullptr) {
   auto shape = x.sizes().vec();
-  variable_list y;
-  for (std::size_t i = 0, b = 0; i < weights.size(); ++i) {
-    const bool has_bias = b < biased.size() && biased[b] == static_cast<int64_t>(i);
-    shape.back() = weights[i].size(-2);
-    y.push_back(ops::linear_layer(rows_of(x, weights[i]), weights[i], has_bias ? biases[b++] : at::Tensor())
-                    .view(shape));
-  }
-  return y;
+  shape.back() = layer.weight.value().size(-2);
+  return linear(operand, layer.weight, layer.bias, {}, saved).view(shape);
 }
 
 // Whether nobody else sees the memory of x, a gradient that an operator was handed.
@@ -33,27 +28,24 @@ bool is_own(const at::Tensor& x) {
   return x.use_count() == 1 && x.storage().use_count() == 1 && x.is_contiguous();
 }
 
-// A small weight's cast takes a GPU longer to begin than to do: it is kept for the backward pass.
-bool keeps_cast(const at::Tensor& weight) {
-  constexpr int64_t few = 1 << 20;
-  return weight.is_cuda() && weight.numel() <= few;
-}
-
-// The last result is x again.
+// The last result is x again. `biased`: the layer of each bias, in rising order, since a list for autograd
+// holds no undefined tensors.
 struct Projection : torch::autograd::Function<Projection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
-                               at::TensorList biases, const std::vector<int64_t>& biased) {
+                               at::TensorList /*biases*/, const std::vector<int64_t>& biased,
+                               const Layers& layers) {
     const at::AutoDispatchBelowADInplaceOrView below;  // so that results may be added to in place
-    variable_list cast, saved{x};
-    for (const auto& weight : weights) {
-      cast.push_back(weight.to(x.scalar_type()));
-      saved.push_back(keeps_cast(weight) ? cast.back() : weight);
+    variable_list results, saved{x};
+    Operand operand(x, Operand::Part::input);
+    for (const auto& layer : layers) {
+      SavedWeight weight;
+      results.push_back(value(x, operand, layer, &weight));
+      saved.insert(saved.end(), {weight.value, weight.scale});
     }
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["biased"] = biased;
     ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(false);
-    auto results = values(x, cast, biases, biased);
     results.push_back(x);
     return results;
   }
@@ -63,23 +55,17 @@ struct Projection : torch::autograd::Function<Projection> {
     const auto biased = ctx->saved_data["biased"].toIntVector();
     const auto type = ctx->saved_data["type"].toScalarType();  // of weights
     const auto& x = saved[0];
-    const std::size_t layers = saved.size() - 1;
-    variable_list gradients(1 + layers + biased.size() + 1);  // the last is of `biased`
+    const std::size_t layers = (saved.size() - 1) / 2;
+    variable_list gradients(1 + layers + biased.size() + 2);  // the last are of `biased` and `layers`
+    Operand input(x, Operand::Part::input_again);
     at::Tensor dx;
     if (const auto& d = dy.back(); d.defined()) dx = rows_of(is_own(d) ? d : d.clone(), saved[1]);
     for (std::size_t i = 0; i < layers; ++i) {
       if (!dy[i].defined()) continue;
-      const auto& weight = saved[1 + i];
-      const auto d = rows_of(dy[i], weight);
-      if (ctx->needs_input_grad(0)) {
-        const auto w = weight.to(x.scalar_type());
-        if (dx.defined())
-          add_product(dx, d, w);
-        else
-          dx = product(d, w);
-      }
-      if (ctx->needs_input_grad(1 + i))
-        gradients[1 + i] = product(d.transpose(-2, -1), rows_of(x, weight), type);
+      const SavedWeight weight{saved[1 + 2 * i], saved[2 + 2 * i]};
+      Operand d(dy[i], Operand::Part::gradient);
+      if (ctx->needs_input_grad(0)) add_input_gradient(dx, d, weight, x.scalar_type());
+      if (ctx->needs_input_grad(1 + i)) gradients[1 + i] = weight_gradient(d, input, weight, type);
     }
     for (std::size_t b = 0; b < biased.size(); ++b) {
       const auto& d = dy[static_cast<std::size_t>(biased[b])];
@@ -91,43 +77,89 @@ struct Projection : torch::autograd::Function<Projection> {
   }
 };
 
-}  // namespace
+// Of layers whose weights lie together as `weight` [sum of out, in]: the results are columns of one tensor.
+struct JointProjection : torch::autograd::Function<JointProjection> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
+                               const at::Tensor& weight) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    std::vector<int64_t> widths;
+    for (const auto& w : weights) widths.push_back(w.size(0));
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["widths"] = widths;
+    ctx->saved_data["type"] = weights[0].scalar_type();
+    auto shape = x.sizes().vec();
+    shape.back() = weight.size(0);
+    return ops::product(rows_of(x, weight), weight.t()).view(shape).split_with_sizes(widths, -1);
+  }
 
-at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
-  return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1];
+    const auto whole = ops::joined(dy, -1);
+    const auto d = rows_of(whole.defined() ? whole : at::cat(dy, -1), weight);
+    variable_list gradients;
+    gradients.push_back(ctx->needs_input_grad(0) ? ops::product(d, weight).view(x.sizes()) : at::Tensor());
+    const auto type = ctx->saved_data["type"].toScalarType();
+    const auto d_weight = ops::product(d.t(), rows_of(x, weight), type);
+    for (const auto& part : d_weight.split_with_sizes(ctx->saved_data["widths"].toIntVector()))
+      gradients.push_back(part);
+    gradients.emplace_back();
+    return gradients;
+  }
+};
+
+// The weights of `layers` as one, where a GPU should take them so.
+at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layers) {
+  if (!x.is_cuda() || !at::GradMode::is_enabled() || layers.size() == 1) return {};
+  std::vector<at::Tensor> copies;
+  for (const auto& [weight, bias] : layers) {
+    if (bias.defined() || weight.value().dim() != 2 || weight.in_float8()) return {};
+    copies.push_back(weight.kept(x.scalar_type()));
+  }
+  return ops::joined(copies, 0);
 }
 
+}  // namespace
+
 std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers) {
-  variable_list weights, biases;
-  std::vector<int64_t> biased;
-  for (const auto& layer : layers) {
-    if (layer.bias.defined()) {
-      biased.push_back(static_cast<int64_t>(weights.size()));
-      biases.push_back(layer.bias);
-    }
-    weights.push_back(layer.weight);
-  }
-  if (weights[0].dim() == 2 && ops::has_skinny_kernel(x)) {
+  if (layers.begin()->weight.value().dim() == 2 && ops::has_skinny_kernel(x)) {
     std::vector<ops::SkinnyLayer> skinny;
     for (const auto& layer : layers) skinny.push_back({.x = x, .weight = layer.weight, .bias = layer.bias});
     auto results = ops::skinny_linear(skinny);
     results.push_back(x);
     return results;
   }
-  if (at::GradMode::is_enabled())
-    return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased);
-  auto results = values(x, weights, biases, biased);
-  results.push_back(x);
-  return results;
+  if (!at::GradMode::is_enabled()) {
+    variable_list results;
+    Operand operand(x, Operand::Part::input);
+    for (const auto& layer : layers) results.push_back(value(x, operand, layer));
+    results.push_back(x);
+    return results;
+  }
+  variable_list weights, biases;
+  std::vector<int64_t> biased;
+  for (const auto& [weight, bias] : layers) {
+    if (bias.defined()) {
+      biased.push_back(static_cast<int64_t>(weights.size()));
+      biases.push_back(bias);
+    }
+    weights.push_back(weight);
+  }
+  return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased, Layers(layers));
 }
 
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
+  if (const auto joint = joint_weight(x, layers); joint.defined()) {
+    variable_list weights;
+    for (const auto& layer : layers) weights.push_back(layer.weight);
+    return JointProjection::apply(x, at::TensorList(weights), joint);
+  }
   auto results = project_and_pass(x, layers);
   results.pop_back();
   return results;
 }
 
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias) {
   return project(x, {{weight, bias}})[0];
 }
 

@@ -4,22 +4,22 @@
 #include <initializer_list>
 #include <vector>
 
+#include "model/parameters.h"
+
 namespace megalodon::model {
 
 // A linear layer: weight [out, in] and bias [out] or undefined; without a bias also the weights [K, out, in]
 // of stacked models, each for its share of the rows.
 struct Linear {
-  at::Tensor weight, bias = {};
+  Weight weight, bias = {};
 };
 
-// [R, in] of x [..., in], or [K, R, in] for the weights of K models.
-at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight);
-
 // x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
-// are cast to for a product is not kept for the backward pass, unless it is small.
-at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+// are cast to for a product is not kept for the backward pass, unless it is small or the model keeps it.
+at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias = {});
 
-// The same x through several layers: the gradients of x are summed inside the products.
+// The same x through several layers: the gradients of x are summed inside the products. On a GPU, where a
+// gradient is wanted and the weights lie together, by one product whose columns the results are.
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers);
 
 // The same results, and last x again: the gradient of what is made from that is summed inside the products

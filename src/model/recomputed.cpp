@@ -25,14 +25,16 @@ at::DataPtr no_memory(const at::Tensor& x) {
 
 // The identity; its backward pass is the first of the block's.
 struct Recomputed::Refill : torch::autograd::Node {
-  std::vector<Result> results;
+  std::vector<Results> results;
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
     const at::NoGradGuard no_grad;
-    for (const auto& [value, again] : results) {
+    for (const auto& [values, again] : results) {
       const auto anew = again();
-      const auto bytes = anew.storage().nbytes();
-      set_memory(value, anew.storage().set_data_ptr(no_memory(anew)), bytes);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const auto bytes = anew[i].storage().nbytes();
+        set_memory(values[i], anew[i].storage().set_data_ptr(no_memory(anew[i])), bytes);
+      }
     }
     return std::move(gradients);
   }
@@ -40,14 +42,22 @@ struct Recomputed::Refill : torch::autograd::Node {
 };
 
 at::Tensor Recomputed::add(const std::function<at::Tensor()>& f) {
-  auto value = f();
-  if (at::GradMode::is_enabled() && value.requires_grad()) results_.push_back({value.detach(), f});
-  return value;
+  return add([f] { return std::vector{f()}; })[0];
+}
+
+std::vector<at::Tensor> Recomputed::add(const std::function<std::vector<at::Tensor>()>& f) {
+  auto values = f();
+  if (at::GradMode::is_enabled() && values[0].requires_grad()) {
+    results_.push_back({{}, f});
+    for (const auto& value : values) results_.back().values.push_back(value.detach());
+  }
+  return values;
 }
 
 at::Tensor Recomputed::until_gradient(const at::Tensor& y) {
   if (results_.empty()) return y;
-  for (const auto& result : results_) set_memory(result.value, no_memory(result.value), 0);
+  for (const auto& result : results_)
+    for (const auto& value : result.values) set_memory(value, no_memory(value), 0);
   const std::shared_ptr<Refill> refill(new Refill, torch::autograd::deleteNode);
   refill->results = std::move(results_);
   refill->set_next_edges(torch::autograd::collect_next_edges(y));

@@ -15,17 +15,19 @@ class Recomputed {
   // f(), which gives the same whenever it is called: a new tensor, computed from tensors that the block keeps
   // anyway or that were added before.
   at::Tensor add(const std::function<at::Tensor()>& f);
+  // The same of several results of one call, always as many.
+  std::vector<at::Tensor> add(const std::function<std::vector<at::Tensor>()>& f);
   // y itself, on which everything that was added has its only effect.
   at::Tensor until_gradient(const at::Tensor& y);
 
  private:
-  struct Result {
-    at::Tensor value;
-    std::function<at::Tensor()> again;
+  struct Results {
+    std::vector<at::Tensor> values;
+    std::function<std::vector<at::Tensor>()> again;
   };
   struct Refill;
 
-  std::vector<Result> results_;
+  std::vector<Results> results_;
 };
 
 }  // namespace megalodon::model

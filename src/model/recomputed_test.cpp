@@ -47,6 +47,21 @@ TEST(Recomputed, GivesMemoryBackUntilTheGradientComes) {
   EXPECT_TRUE(at::equal(x.grad(), x * 8));
 }
 
+TEST(Recomputed, GivesBackSeveralResultsOfOneCall) {
+  const auto x = random({1000}).set_requires_grad(true);
+  int calls = 0;
+  Recomputed anew;
+  const auto y = anew.add([&calls, x] {
+    ++calls;
+    return std::vector{x * 2, x.square()};
+  });
+  const auto z = anew.until_gradient((y[0] * y[1]).sum());
+  for (const auto& result : y) EXPECT_EQ(result.storage().nbytes(), 0u);
+  z.backward();
+  EXPECT_EQ(calls, 2);
+  EXPECT_LE(ops::testing::relative_error(x.grad(), 6 * x.detach().square()), 1e-6);
+}
+
 TEST(Recomputed, ServesABackwardPassThatRunsTwice) {
   const Inputs in;
   const auto result = in.result(true, {1, 2});

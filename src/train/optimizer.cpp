@@ -8,6 +8,13 @@
 #include "base/error.h"
 
 namespace megalodon::train {
+namespace {
+
+at::Tensor no_copy(const at::Tensor& parameter) {
+  return at::empty({0}, parameter.options().dtype(at::kBFloat16).requires_grad(false));
+}
+
+}  // namespace
 
 AdamWOptions read_optimizer(Config& config) {
   AdamWOptions o;
@@ -22,10 +29,12 @@ AdamWOptions read_optimizer(Config& config) {
 AdamW::AdamW(const std::vector<model::Parameter>& parameters, AdamWOptions options, int64_t stack)
     : options_(options), stack_(stack) {
   for (const bool decayed : {true, false}) {
-    Group group{{}, {}, decayed ? options.weight_decay : 0};
+    Group group{{}, {}, {}, decayed ? options.weight_decay : 0};
     for (const auto& parameter : parameters) {
       if (parameter.is_matrix != decayed) continue;
       group.names.push_back(parameter.name);
+      group.copies.push_back(parameter.rounded);
+      group.rounded.push_back(no_copy(parameter.value));
       group.parameters.push_back(parameter.value);
       group.first_moments.push_back(at::zeros_like(parameter.value).set_requires_grad(false));
       group.second_moments.push_back(at::zeros_like(parameter.value).set_requires_grad(false));
@@ -62,6 +71,11 @@ void AdamW::step(const at::Tensor& rate, const at::Tensor& norms, const at::Tens
       const auto& gradient = parameter.mutable_grad();
       gradients.push_back(gradient.defined() ? gradient : at::zeros_like(parameter));
     }
+    for (std::size_t i = 0; i < group.copies.size(); ++i) {
+      const auto copy =
+          group.copies[i] ? group.copies[i]->of(group.parameters[i], at::kBFloat16) : at::Tensor();
+      group.rounded[i] = copy.defined() ? copy : no_copy(group.parameters[i]);
+    }
     ops::adamw(group, gradients, divisors, rate, skip,
                {options_.beta1, options_.beta2, options_.eps, group.weight_decay});
     for (auto& parameter : group.parameters) parameter.mutable_grad().reset();
@@ -71,7 +85,10 @@ void AdamW::step(const at::Tensor& rate, const at::Tensor& norms, const at::Tens
 
 void AdamW::announce_change() const {
   for (const auto& group : groups_) {
-    for (const auto& parameter : group.parameters) parameter.unsafeGetTensorImpl()->bump_version();
+    for (std::size_t i = 0; i < group.parameters.size(); ++i) {
+      group.parameters[i].unsafeGetTensorImpl()->bump_version();
+      if (group.rounded[i].numel() > 0) group.copies[i]->confirm(group.parameters[i]);
+    }
   }
 }
 

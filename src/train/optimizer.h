@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <vector>
 
 #include "base/config.h"
@@ -27,11 +28,12 @@ class AdamW {
   // The norm of all gradients of each model together, before clipping: [K] float64.
   at::Tensor gradient_norms() const;
   // Updates by the gradients scaled to the clip bound, unless the truth value `skipped` holds, and clears
-  // them. `norms` are gradient_norms(); rate is a number, float64 on a CPU and float32 on other devices. All
-  // stays on the parameters' device, which is not waited for.
+  // them. Copies of rounded weights that are up to date stay so. `norms` are gradient_norms(); rate is a
+  // number, float64 on a CPU and float32 on other devices. All stays on the parameters' device, which is not
+  // waited for.
   void step(const at::Tensor& rate, const at::Tensor& norms, const at::Tensor& skipped);
   // Raises the version of all parameters, as a step does: for one that was recorded and is replayed. What was
-  // derived from weights is known by it to be out of date.
+  // derived from weights is known by it to be out of date, but for what the step wrote itself.
   void announce_change() const;
 
   // First and second moments and the number of steps, by parameter name: what a checkpoint keeps.
@@ -41,6 +43,7 @@ class AdamW {
  private:
   struct Group : ops::AdamWTensors {
     std::vector<std::string> names;
+    std::vector<std::shared_ptr<model::RoundedCopy>> copies;
     double weight_decay;
   };
 

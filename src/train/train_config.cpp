@@ -8,7 +8,7 @@ namespace megalodon::train {
 TrainConfig read_train_config(Config& config) {
   constexpr int64_t most = int64_t{1} << 40;
   constexpr std::array<std::string_view, 3> devices{"auto", "cpu", "cuda"};
-  constexpr std::array<std::string_view, 2> types{"float32", "bfloat16"};
+  constexpr std::array<std::string_view, 2> types{"float32", "bfloat16"}, products{"compute_type", "float8"};
   TrainConfig c;
   c.run = config.string("run");
   c.seed = static_cast<uint64_t>(config.integer("seed", 0, std::numeric_limits<int64_t>::max(), 1));
@@ -28,6 +28,11 @@ TrainConfig read_train_config(Config& config) {
   c.micro_batch = config.integer("train.micro_batch", 1, 1 << 20, c.batch);
   c.context = config.integer("train.context", 2, most);
   c.compute_type = config.choice("train.compute_type", types, "float32");
+  c.products = config.choice("train.products", products, "compute_type");
+  if (c.products == "float8" && c.compute_type != "bfloat16") {
+    config.fail("train.products", "float8 products of float32 activations are not supported",
+                "set train.compute_type = \"bfloat16\"");
+  }
   if (c.batch % c.micro_batch != 0) {
     config.fail("train.micro_batch", "does not divide train.batch = " + std::to_string(c.batch),
                 "choose a divisor");

@@ -29,6 +29,7 @@ struct TrainConfig {
   int64_t micro_batch = 0;   // sequences at once; the gradients of a step's micro-batches add up
   int64_t context = 0;       // tokens a sequence
   std::string compute_type;  // float32 or bfloat16
+  std::string products;      // of linear layers: compute_type or float8
 
   AdamWOptions optimizer;
   Schedule schedule;

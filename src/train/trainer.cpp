@@ -12,6 +12,7 @@
 #include "base/signals.h"
 #include "base/system.h"
 #include "model/model_folder.h"
+#include "ops/float8/float8.h"
 
 namespace megalodon::train {
 namespace {
@@ -40,6 +41,11 @@ Trainer::Trainer(const TrainConfig& config, model::LanguageModel& model, const d
       training_step_(model, optimizer_),
       checkpoints_(config.run / "checkpoints", config.checkpoint_keep) {
   model_.set_compute_type(config.compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  if (config.products == "float8" && !ops::has_float8_units(model.parameters()[0].value)) {
+    fail_request("this device has no units for float8 products", "train.products",
+                 "use a GPU of compute capability 8.9 or higher, or \"compute_type\"");
+  }
+  model_.set_float8_products(config.products == "float8");
 }
 
 int64_t Trainer::resume() {

@@ -50,6 +50,15 @@ class TrainerTest : public ::testing::Test {
   int runs_ = 0;
 };
 
+TEST_F(TrainerTest, Float8NeedsItsUnitsAndBfloat16) {
+  const auto message = [&](const std::string& settings) {
+    return testing::request_error([&] { train("steps = 1\nproducts = \"float8\"\n" + settings); });
+  };
+  EXPECT_TRUE(testing::contains(message(""), "set train.compute_type = \"bfloat16\""));
+  EXPECT_TRUE(testing::contains(message("compute_type = \"bfloat16\"\n"),
+                                "this device has no units for float8 products (train.products)"));
+}
+
 TEST_F(TrainerTest, MicroBatchesAddUpToTheBatch) {
   const auto whole = train("steps = 4\n");
   for (const char* micro : {"1", "2"}) {

@@ -107,6 +107,7 @@ at::Tensor TrainingStep::replay(const Batch& batch) {
 void TrainingStep::start(const Batch& batch, double rate, int64_t parts, model::DropoutKeys* dropout) {
   const auto device = model_.device();
   rate_.fill_(rate);
+  model_.keep_rounded();
   const auto there = batch.to(device);
   const bool repeats = device.is_cuda() && parts == 1 && is_small(model_, batch.tokens) &&
                        (dropout == nullptr || !drops(model_));

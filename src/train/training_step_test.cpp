@@ -58,6 +58,32 @@ TEST(TrainingStep, IsTheSameWhenItsShapeComesAgain) {
   }
 }
 
+// What the optimizer writes beside the weights is what they are rounded to, in steps that are replayed too,
+// and after weights were changed from outside.
+TEST(TrainingStep, KeepsRoundedWeightsUpToDate) {
+  const auto model = stacked_llama(), other = stacked_llama();
+  for (const auto& m : {model.get(), other.get()}) m->set_compute_type(at::kBFloat16);
+  AdamW optimizer(model->parameters(), {}, 2), other_optimizer(other->parameters(), {}, 2);
+  TrainingStep step(*model, optimizer);
+  const auto in = tokens(4, 9), out = tokens(4, 9);
+  for (int t = 0; t < 6; ++t) {
+    if (t == 3) {
+      const at::NoGradGuard no_grad;
+      for (const auto& m : {model.get(), other.get()})
+        for (const auto& p : m->parameters()) at::Tensor(p.value).mul_(0.5);
+    }
+    const auto got = step({in, out, {}}, 1e-2);
+    const auto expected = TrainingStep(*other, other_optimizer)({in, out, {}}, 1e-2);
+    for (std::size_t k = 0; k < 2; ++k) EXPECT_NEAR(got.losses[k], expected.losses[k], 1e-3) << "step " << t;
+    for (const auto& p : model->parameters()) {
+      if (!p.rounded) continue;
+      const auto copy = p.rounded->of(p.value, at::kBFloat16);
+      ASSERT_TRUE(copy.defined()) << p.name << " step " << t;
+      EXPECT_TRUE(at::equal(copy, p.value.detach().to(at::kBFloat16))) << p.name << " step " << t;
+    }
+  }
+}
+
 // Rows that end at different places: padded, and packed in a row for each model.
 std::pair<Batch, Batch> both_ways(const std::vector<int64_t>& lengths) {
   const auto N = static_cast<int64_t>(lengths.size());

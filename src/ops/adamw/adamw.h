@@ -10,6 +10,8 @@ namespace megalodon::ops {
 struct AdamWTensors {
   std::vector<at::Tensor> parameters, first_moments, second_moments;
   at::Tensor steps;  // how many were taken before, a float32 number
+  // For each parameter a bfloat16 tensor to hold its values too, or one without elements.
+  std::vector<at::Tensor> rounded = {};
 };
 struct AdamWConstants {
   double beta1, beta2, eps, weight_decay;

@@ -20,6 +20,9 @@ AdamWTensors tensors(int64_t K) {
     all.parameters.push_back(testing::random({K, n}));
     all.first_moments.push_back(at::zeros_like(all.parameters.back()));
     all.second_moments.push_back(at::zeros_like(all.parameters.back()));
+    const bool rounded = i % 3 != 1;
+    all.rounded.push_back(at::full({rounded ? K : 0, rounded ? n : 0}, std::nan(""),
+                                   at::device(testing::device()).dtype(at::kBFloat16)));
   }
   all.steps = at::zeros({}, testing::device());
   return all;
@@ -61,6 +64,8 @@ TEST(AdamWStep, FollowsItsDefinition) {
         EXPECT_LE(testing::relative_error(all.parameters[i], value[i]), 1e-6) << i << " step " << t;
         EXPECT_LE(testing::relative_error(all.first_moments[i], m[i]), 1e-6) << i << " step " << t;
         EXPECT_LE(testing::relative_error(all.second_moments[i], v[i]), 1e-6) << i << " step " << t;
+        if (all.rounded[i].numel() > 0)
+          EXPECT_TRUE(at::equal(all.rounded[i], all.parameters[i].to(at::kBFloat16))) << i << " step " << t;
       }
     }
     EXPECT_EQ(all.steps.item<float>(), 4);

@@ -9,9 +9,9 @@ namespace megalodon::ops {
 namespace {
 
 void step(at::TensorList parameters, at::TensorList gradients, at::TensorList first_moments,
-          at::TensorList second_moments, const at::Tensor& steps, const at::Tensor& divisors,
-          const at::Tensor& rate, const at::Tensor& skip, double beta1, double beta2, double eps,
-          double weight_decay) {
+          at::TensorList second_moments, at::TensorList rounded, const at::Tensor& steps,
+          const at::Tensor& divisors, const at::Tensor& rate, const at::Tensor& skip, double beta1,
+          double beta2, double eps, double weight_decay) {
   const int64_t K = divisors.size(0);
   std::vector<at::Tensor> contiguous;  // gradients, as long as their pointers are used
   std::vector<cuda::AdamWPart> parts;
@@ -21,7 +21,9 @@ void step(at::TensorList parameters, at::TensorList gradients, at::TensorList fi
     for (int64_t k = 0; k < K; ++k) {
       const auto of_model = [&](const at::Tensor& x) { return mutable_pointer<float>(x) + k * each; };
       parts.push_back({of_model(parameters[i]), of_model(contiguous[i]), of_model(first_moments[i]),
-                       of_model(second_moments[i]), each, k});
+                       of_model(second_moments[i]),
+                       rounded[i].numel() > 0 ? mutable_pointer<Bfloat16>(rounded[i]) + k * each : nullptr,
+                       each, k});
     }
   }
   const auto scratch = at::empty({3}, steps.options());

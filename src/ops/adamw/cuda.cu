@@ -53,6 +53,7 @@ __device__ void update(const AdamWPart& part, std::int64_t first, const Scalars&
       p[j] -= scalars.decay * p[j] + scalars.rate * m[j] / (sqrtf(v[j]) * scalars.second_correction + eps);
     }
     store(p, part.parameter + i);
+    if (part.rounded != nullptr) store(p, part.rounded + i);
     store(m, part.first_moment + i);
     store(v, part.second_moment + i);
   }
@@ -63,7 +64,7 @@ __device__ bool is_packed(const AdamWPart& part) {
                     reinterpret_cast<std::uintptr_t>(part.gradient) |
                     reinterpret_cast<std::uintptr_t>(part.first_moment) |
                     reinterpret_cast<std::uintptr_t>(part.second_moment);
-  return part.n % 4 == 0 && bits % 16 == 0;
+  return part.n % 4 == 0 && bits % 16 == 0 && reinterpret_cast<std::uintptr_t>(part.rounded) % 8 == 0;
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/bfloat16.h"
+
 namespace megalodon::ops::cuda {
 
 // n elements, whose gradients are to be divided by divisors[divisor].
@@ -11,6 +13,7 @@ struct AdamWPart {
   float* parameter;
   const float* gradient;
   float *first_moment, *second_moment;
+  Bfloat16* rounded;  // the parameter's new values again, or null
   std::int64_t n;
   std::int64_t divisor;
 };

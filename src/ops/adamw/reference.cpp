@@ -17,6 +17,8 @@ void adamw_reference(const AdamWTensors& tensors, at::TensorList gradients, cons
                     rate, constants.beta1, constants.beta2, constants.weight_decay, constants.eps,
                     /*amsgrad=*/false,
                     /*maximize=*/false, divisor, skip);
+  for (std::size_t i = 0; i < tensors.rounded.size(); ++i)
+    if (tensors.rounded[i].numel() > 0) at::Tensor(tensors.rounded[i]).copy_(tensors.parameters[i]);
 }
 
 }  // namespace megalodon::ops

@@ -80,6 +80,31 @@ TEST(Attention, AgreesWithReferenceOnNarrowHeadsAndShortChunks) {
   expect_agreement({3, 150, 4, 2, 64, 64}, options(48, 64));
 }
 
+// As one product gives them.
+TEST(Attention, TakesColumnsOfOneTensor) {
+  for (const auto& s : {Shape{7, 56, 6, 6, 64, 64},
+                        {1, 17, 4, 2, 32, 32},
+                        {5, 1, 2, 2, 32, 32},
+                        {3, 150, 4, 2, 64, 64},
+                        {2, 70, 2, 2, 16, 16},
+                        {2, 600, 2, 2, 64, 64}}) {
+    for (const int64_t chunk : {0, 48}) {
+      const auto apart = [&](decltype(attention)* f) {
+        return [=](const Tensors& in) {
+          const auto heads = in[0].split_with_sizes({s.Hkv, s.Hkv, s.H}, 2);
+          return from_zero(options(chunk, s.dk), f)({heads[2], heads[0], heads[1]});
+        };
+      };
+      for (const auto type : {at::kFloat, at::kBFloat16}) {
+        SCOPED_TRACE(::testing::Message()
+                     << "B " << s.B << " L " << s.L << " chunk " << chunk << " " << type);
+        testing::expect_agreement(apart(attention), apart(attention_reference),
+                                  {testing::random({s.B, s.L, s.H + 2 * s.Hkv, s.dk}, type)});
+      }
+    }
+  }
+}
+
 TEST(Attention, IsTheSameInEveryRun) {
   const auto once = [](const at::Tensor& x) {
     const auto q = x.detach().clone().set_requires_grad(true);

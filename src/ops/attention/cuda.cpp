@@ -1,9 +1,7 @@
-#include "ops/attention/cuda.h"
+#include "ops/attention/cuda_heads.h"
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
-
-#include "ops/cuda_launch.h"
 
 // Attention of Megalodon's few and wide heads is matrix products above all. On Hopper GPUs kernels of our own
 // make them (cuda_wide.cu); elsewhere, and in ragged chunks, cuBLAS does, over blocks of queries and the keys
@@ -23,11 +21,11 @@ constexpr int64_t kMostWeights = int64_t{1} << 28;  // elements of a matrix of w
 struct Chunks {
   int64_t count, length, first, step;
 
-  // [count, length, heads, d] of x [B, L, heads, d].
+  // [count, length, heads, d] of x [B, L, heads, d] in rows.
   at::Tensor of(const at::Tensor& x) const {
-    const int64_t width = x.size(2) * x.size(3);
-    return x.as_strided({count, length, x.size(2), x.size(3)}, {step * width, width, x.size(3), 1},
-                        x.storage_offset() + first * width);
+    const int64_t row = row_of_heads(x);
+    return x.as_strided({count, length, x.size(2), x.size(3)}, {step * row, row, x.size(3), 1},
+                        x.storage_offset() + first * row);
   }
 };
 
@@ -248,19 +246,21 @@ Triple flash_backward(const std::vector<Chunks>& runs, const at::Tensor& q, cons
 Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
              const Optional& /*cache_k*/, const Optional& /*cache_v*/, int64_t chunk,
              int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
-  const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8);
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2);
-  const bool empty = B * L * H * v.size(3) == 0, small = is_small(q, v, chunk);
-  if (!empty && !small && is_flash(q, v)) return flash_forward(chunks_of(B, L, chunk), q_, k_, v_, scale);
+  const bool empty = B * L * H * v.size(3) == 0;
+  const bool small = is_small(q, v, chunk), flash = !empty && !small && is_flash(q, v);
+  const auto laid = [&](const at::Tensor& x) { return small || flash ? in_rows(x) : aligned(x, 8); };
+  const auto q_ = laid(q), k_ = laid(k), v_ = laid(v);
+  if (flash) return flash_forward(chunks_of(B, L, chunk), q_, k_, v_, scale);
   const auto o = at::empty({B, L, H, v.size(3)}, q.options());
   const auto lse = at::empty({B, L, H}, q.options().dtype(at::kFloat));
   if (empty) return {o, lse};
   for (const auto& run : chunks_of(B, L, chunk)) {
     if (small) {
       launch(q, [&](cudaStream_t stream) {
-        cuda::small_forward(small_sizes(run, q, k, scale), pointer<Bfloat16>(q_), pointer<Bfloat16>(k_),
-                            pointer<Bfloat16>(v_), mutable_pointer<Bfloat16>(o), mutable_pointer<float>(lse),
-                            stream);
+        cuda::small_forward(small_sizes(run, q, k, scale),
+                            {small_heads(q_), small_heads(k_), small_heads(v_)}, mutable_pointer<Bfloat16>(o),
+                            mutable_pointer<float>(lse), stream);
       });
       continue;
     }
@@ -283,17 +283,14 @@ Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
 Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& /*start*/,
                 const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o, int64_t chunk,
                 int64_t /*previous_chunks*/, double scale, double /*dropout*/, int64_t /*dropout_key*/) {
-  const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8), d_o_ = aligned(d_o, 8);
   const int64_t B = q.size(0), L = q.size(1), H = q.size(2), Hkv = k.size(2);
-  if (o.numel() == 0) return {at::zeros_like(q_), at::zeros_like(k_), at::zeros_like(v_)};
-  const bool small = is_small(q, v, chunk);
-  if (!small && is_flash(q, v))
-    return flash_backward(chunks_of(B, L, chunk), q_, k_, v_, o, lse, d_o_, scale);
-  // Query heads that share a key head give its gradient a part each.
-  const auto of_queries = [&](const at::Tensor& x) {
-    return H == Hkv ? at::empty_like(x) : at::empty({B, L, H, x.size(3)}, x.options());
-  };
-  const auto dq = at::empty_like(q_), dk = of_queries(k_), dv = of_queries(v_);
+  if (o.numel() == 0) return {at::zeros_like(q), at::zeros_like(k), at::zeros_like(v)};
+  const bool small = is_small(q, v, chunk), flash = !small && is_flash(q, v);
+  const auto laid = [&](const at::Tensor& x) { return small || flash ? in_rows(x) : aligned(x, 8); };
+  const auto q_ = laid(q), k_ = laid(k), v_ = laid(v), d_o_ = aligned(d_o, 8);
+  if (flash) return flash_backward(chunks_of(B, L, chunk), q_, k_, v_, o, lse, d_o_, scale);
+  const auto made = gradients_of_heads(k_, v_, q_);
+  const auto &dk = made[0], &dv = made[1], &dq = made[2];
   const auto delta = small ? at::Tensor() : at::empty_like(lse);
   if (!small) {
     launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
@@ -304,10 +301,10 @@ Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
   for (const auto& run : chunks_of(B, L, chunk)) {
     if (small) {
       launch(q, [&](cudaStream_t stream) {
-        cuda::small_backward(small_sizes(run, q, k, scale), pointer<Bfloat16>(q_), pointer<Bfloat16>(k_),
-                             pointer<Bfloat16>(v_), pointer<Bfloat16>(o), pointer<float>(lse),
-                             pointer<Bfloat16>(d_o_), mutable_pointer<Bfloat16>(dq),
-                             mutable_pointer<Bfloat16>(dk), mutable_pointer<Bfloat16>(dv), stream);
+        cuda::small_backward(
+            small_sizes(run, q, k, scale), {small_heads(q_), small_heads(k_), small_heads(v_)},
+            pointer<Bfloat16>(o), pointer<float>(lse), pointer<Bfloat16>(d_o_),
+            {mutable_small_heads(dq), mutable_small_heads(dk), mutable_small_heads(dv)}, stream);
       });
       continue;
     }

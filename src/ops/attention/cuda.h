@@ -65,20 +65,30 @@ void wide_backward(const WideSizes& sizes, const Bfloat16* q, const Bfloat16* k,
 bool has_small_kernels(std::int64_t width, std::int64_t length);
 
 // `count` chunks: positions first + i step .. + length - 1 of those of all tensors, [positions, heads, width]
-// at multiples of 16 bytes; lse [positions, H]. With borders [count + 1], which are on the device, chunk i is
-// positions borders[i] .. borders[i + 1] - 1, at most `length` of them.
+// at multiples of 16 bytes, heads one after the other; lse [positions, H]. With borders [count + 1], which
+// are on the device, chunk i is positions borders[i] .. borders[i + 1] - 1, at most `length` of them.
 struct SmallSizes {
   std::int64_t count, length, first, step;
   std::int64_t H, Hkv, width;
   float scale;
   const std::int32_t* borders = nullptr;
 };
-void small_forward(const SmallSizes& sizes, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
-                   Bfloat16* o, float* lse, cudaStream_t stream);
-// Gradients for each query head: dk and dv [positions, H, width].
-void small_backward(const SmallSizes& sizes, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
-                    const Bfloat16* o, const float* lse, const Bfloat16* d_o, Bfloat16* dq, Bfloat16* dk,
-                    Bfloat16* dv, cudaStream_t stream);
+// A tensor whose positions are `row` elements apart.
+template <class T>
+struct SmallHeads {
+  T* first;
+  std::int64_t row;
+};
+struct SmallInputs {
+  SmallHeads<const Bfloat16> q, k, v;
+};
+struct SmallGradients {
+  SmallHeads<Bfloat16> dq, dk, dv;  // of each query head: all [positions, H, width]
+};
+void small_forward(const SmallSizes& sizes, const SmallInputs& in, Bfloat16* o, float* lse,
+                   cudaStream_t stream);
+void small_backward(const SmallSizes& sizes, const SmallInputs& in, const Bfloat16* o, const float* lse,
+                    const Bfloat16* d_o, const SmallGradients& out, cudaStream_t stream);
 
 struct CachedSizes {
   std::int64_t B, L, H, Hkv, dk, dv;

@@ -203,15 +203,15 @@ struct Head {
   int length = s.borders ? s.borders[chunk + 1] - s.borders[chunk] : static_cast<int>(s.length),
       strips = (length + kTile - 1) / kTile;
 
+  // Of one of the heads of x.
+  template <int D, class T>
+  __device__ Rows<T> rows(const SmallHeads<T>& x, unsigned head) const {
+    return {x.first + position * x.row + head * D, x.row, length};
+  }
   // Of x [positions, H, D].
   template <int D, class T>
   __device__ Rows<T> rows(T* x) const {
-    return {x + (position * s.H + h) * D, s.H * D, length};
-  }
-  // Of keys or values [positions, Hkv, D].
-  template <int D>
-  __device__ Rows<const Bfloat16> key_rows(const Bfloat16* x) const {
-    return {x + (position * s.Hkv + of_key) * D, s.Hkv * D, length};
+    return rows<D>(SmallHeads<T>{x, s.H * D}, h);
   }
   // The number of a query in an array [positions, H].
   __device__ std::int64_t number(int query) const { return (position + query) * s.H + h; }
@@ -243,15 +243,15 @@ __device__ void for_tile(float (&c)[2][4], F&& f) {
 
 template <int D>
 __global__ void __maxnreg__(D <= 64 ? 96 : 168)
-    forward(SmallSizes s, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v, Bfloat16* o, float* lse) {
+    forward(SmallSizes s, SmallInputs in, Bfloat16* o, float* lse) {
   extern __shared__ __align__(128) uint4 memory[];
   const Head head{s};
   const int rows = head.strips * kTile;
   const Matrix<D> queries{memory}, keys = queries.after(rows), values = keys.after(rows);
   head.for_strips([&](int strip) {
-    queries.fetch(head.rows<D>(q), strip);
-    keys.fetch(head.key_rows<D>(k), strip);
-    values.fetch(head.key_rows<D>(v), strip);
+    queries.fetch(head.rows<D>(in.q, head.h), strip);
+    keys.fetch(head.rows<D>(in.k, head.of_key), strip);
+    values.fetch(head.rows<D>(in.v, head.of_key), strip);
   });
   finish_copies();
   const Lane lane;
@@ -349,7 +349,8 @@ __device__ void prepare_rows(const Head& head, const Shared<D>& x, const Bfloat1
 }
 
 template <int D>
-__device__ void backward_queries(const Head& head, const Shared<D>& x, Bfloat16* dq, int strip) {
+__device__ void backward_queries(const Head& head, const Shared<D>& x, const SmallHeads<Bfloat16>& dq,
+                                 int strip) {
   const float scale = head.s.scale;
   const int first = strip * kTile;
   const Strip<D> query(x.queries, first), gradient(x.gradients, first);
@@ -374,11 +375,12 @@ __device__ void backward_queries(const Head& head, const Shared<D>& x, Bfloat16*
   for (int tile = 0; tile < strip; ++tile) add_tile(tile, std::false_type{});
   add_tile(strip, std::true_type{});
   sums.scale({scale, scale});
-  sums.write(head.rows<D>(dq), first);
+  sums.write(head.rows<D>(dq, head.h), first);
 }
 
 template <int D>
-__device__ void backward_keys(const Head& head, const Shared<D>& x, Bfloat16* dk, Bfloat16* dv, int strip) {
+__device__ void backward_keys(const Head& head, const Shared<D>& x, const SmallHeads<Bfloat16>& dk,
+                              const SmallHeads<Bfloat16>& dv, int strip) {
   const float scale = head.s.scale;
   const int first = strip * kTile;
   const Strip<D> key(x.keys, first), value(x.values, first);
@@ -407,27 +409,27 @@ __device__ void backward_keys(const Head& head, const Shared<D>& x, Bfloat16* dk
 #pragma unroll 1
   for (int tile = strip + 1; tile < head.strips; ++tile) add_tile(tile, std::false_type{});
   key_sums.scale({scale, scale});
-  key_sums.write(head.rows<D>(dk), first);
-  value_sums.write(head.rows<D>(dv), first);
+  key_sums.write(head.rows<D>(dk, head.h), first);
+  value_sums.write(head.rows<D>(dv, head.h), first);
 }
 
 template <int D>
 __global__ void __maxnreg__(D <= 64 ? 128 : 255)
-    backward(SmallSizes s, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v, const Bfloat16* o,
-             const float* lse, const Bfloat16* d_o, Bfloat16* dq, Bfloat16* dk, Bfloat16* dv) {
+    backward(SmallSizes s, SmallInputs in, const Bfloat16* o, const float* lse, const Bfloat16* d_o,
+             SmallGradients out) {
   extern __shared__ __align__(128) uint4 memory[];
   const Head head{s};
   const int rows = head.strips * kTile;
   const Shared<D> x(memory, rows);
   head.for_strips([&](int strip) {
-    x.queries.fetch(head.rows<D>(q), strip);
-    x.keys.fetch(head.key_rows<D>(k), strip);
-    x.values.fetch(head.key_rows<D>(v), strip);
+    x.queries.fetch(head.rows<D>(in.q, head.h), strip);
+    x.keys.fetch(head.rows<D>(in.k, head.of_key), strip);
+    x.values.fetch(head.rows<D>(in.v, head.of_key), strip);
   });
   head.for_strips([&](int strip) { prepare_rows(head, x, o, lse, d_o, strip); });
   finish_copies();
-  head.for_strips([&](int strip) { backward_queries(head, x, dq, strip); });
-  head.for_strips([&](int strip) { backward_keys(head, x, dk, dv, strip); });
+  head.for_strips([&](int strip) { backward_queries(head, x, out.dq, strip); });
+  head.for_strips([&](int strip) { backward_keys(head, x, out.dk, out.dv, strip); });
 }
 
 std::int64_t rows_of(std::int64_t length) {
@@ -473,23 +475,20 @@ bool has_small_kernels(std::int64_t width, std::int64_t length) {
          fits;
 }
 
-void small_forward(const SmallSizes& s, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v, Bfloat16* o,
-                   float* lse, cudaStream_t stream) {
+void small_forward(const SmallSizes& s, const SmallInputs& in, Bfloat16* o, float* lse, cudaStream_t stream) {
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto bytes = static_cast<std::size_t>(3 * rows_of(s.length) * D * 2);
     allow_shared_memory(forward<D>, bytes);
-    forward<D><<<grid_size(s.count * s.H), threads_of(s, 8), bytes, stream>>>(s, q, k, v, o, lse);
+    forward<D><<<grid_size(s.count * s.H), threads_of(s, 8), bytes, stream>>>(s, in, o, lse);
   });
 }
 
-void small_backward(const SmallSizes& s, const Bfloat16* q, const Bfloat16* k, const Bfloat16* v,
-                    const Bfloat16* o, const float* lse, const Bfloat16* d_o, Bfloat16* dq, Bfloat16* dk,
-                    Bfloat16* dv, cudaStream_t stream) {
+void small_backward(const SmallSizes& s, const SmallInputs& in, const Bfloat16* o, const float* lse,
+                    const Bfloat16* d_o, const SmallGradients& out, cudaStream_t stream) {
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto bytes = static_cast<std::size_t>(Shared<D>::bytes(rows_of(s.length)));
     allow_shared_memory(backward<D>, bytes);
-    backward<D>
-        <<<grid_size(s.count * s.H), threads_of(s, 4), bytes, stream>>>(s, q, k, v, o, lse, d_o, dq, dk, dv);
+    backward<D><<<grid_size(s.count * s.H), threads_of(s, 4), bytes, stream>>>(s, in, o, lse, d_o, out);
   });
 }
 

@@ -39,6 +39,26 @@ TEST(CrossEntropy, AgreesWithReference) {
 }
 
 // The target's logit leads by 20: nll and its gradient are some 1e-9.
+TEST(CrossEntropy, LeavesPaddingOut) {
+  for (const auto& [V, padding] :
+       {std::pair<int64_t, int64_t>{102, 2}, {33, 7}, {5, 3}, {1030, 1}, {16, 0}}) {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      SCOPED_TRACE(at::str(V, " + ", padding, " ", type));
+      const auto targets = targets_for(40, V);
+      auto logits = testing::random({40, V + padding}, type);
+      logits.narrow(1, V, padding).mul_(100);
+      testing::expect_agreement(
+          [&](const Tensors& in) { return Tensors{cross_entropy(in[0], targets, padding)}; },
+          [&](const Tensors& in) {
+            return Tensors{cross_entropy_reference(in[0].narrow(1, 0, V), testing::beside(in[0], targets))};
+          },
+          {logits});
+    }
+  }
+  testing::expect_error([] { cross_entropy(at::zeros({1, 3}), at::zeros({1}, at::kLong), 3); },
+                        "expected at least one class");
+}
+
 TEST(CrossEntropy, IsAccurateWhereTheTargetIsNearlySure) {
   const auto logits = at::zeros({1, 3}, at::TensorOptions(testing::device()).dtype(at::kDouble));
   const auto targets = at::zeros({1}, logits.options().dtype(at::kLong));

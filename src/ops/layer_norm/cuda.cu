@@ -4,42 +4,43 @@
 namespace megalodon::ops::cuda {
 namespace {
 
-// The mean of what is left after the mean is taken off, `rest`, is the mean's rounding.
+// Sums are taken of x less an origin, the mean of a row's first V numbers: of any row that lies within
+// sqrt(D / V) deviations of its mean, so that the variance loses little, and one sum over the block serves
+// both. `rest` is the mean's rounding.
 template <class T, int V, bool kKept>
 __global__ void __launch_bounds__(kMostRowThreads)
     forward(const T* x, const float* weight, const float* bias, float eps, std::int64_t rows, std::int64_t D,
             T* y, float* mean, float* rstd) {
   extern __shared__ uint4 shared[];
   const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows;
+  float v[V], origin[kTileRows] = {}, sums[2 * kTileRows] = {};
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    load(x + min(first + r, rows - 1) * D, v);
+#pragma unroll
+    for (int j = 0; j < V; ++j) origin[r] += v[j] / V;
+  }
   const auto tile = read_rows<T, V, kKept>(x, rows, D, first, shared);
   const float scale = 1 / static_cast<float>(D);
-  float v[V], m[kTileRows] = {}, sums[2 * kTileRows] = {};
   for_columns<V, kKept>(D, [&](std::int64_t i) {
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) {
       tile.read(r, i, v);
 #pragma unroll
-      for (int j = 0; j < V; ++j) m[r] += v[j];
-    }
-  });
-  block_sum(m);
-#pragma unroll
-  for (int r = 0; r < kTileRows; ++r) m[r] *= scale;
-  for_columns<V, kKept>(D, [&](std::int64_t i) {
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
-      tile.read(r, i, v);
-#pragma unroll
-      for (int j = 0; j < V; ++j)
-        sums[r] += v[j] - m[r], sums[kTileRows + r] += (v[j] - m[r]) * (v[j] - m[r]);
+      for (int j = 0; j < V; ++j) {
+        const float u = v[j] - origin[r];
+        sums[r] += u, sums[kTileRows + r] += u * u;
+      }
     }
   });
   block_sum(sums);
-  float rest[kTileRows], root[kTileRows];
+  float m[kTileRows], rest[kTileRows], root[kTileRows];
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
-    rest[r] = sums[r] * scale;
-    root[r] = 1 / sqrtf(fmaxf(0, sums[kTileRows + r] * scale - rest[r] * rest[r]) + eps);
+    const float shift = sums[r] * scale;
+    m[r] = origin[r] + shift;
+    rest[r] = shift - (m[r] - origin[r]);
+    root[r] = 1 / sqrtf(fmaxf(0, sums[kTileRows + r] * scale - shift * shift) + eps);
     if (threadIdx.x == 0 && first + r < rows) mean[first + r] = m[r], rstd[first + r] = root[r];
   }
   for_columns<V, kKept>(D, [&](std::int64_t i) {

@@ -38,10 +38,11 @@ void check(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor&
 }
 
 at::Tensor logit_gradients(const at::Tensor& logits, const at::Tensor& targets, const at::Tensor& nll,
-                           const at::Tensor& d_nll) {
-  using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&);
+                           const at::Tensor& d_nll, int64_t padding) {
+  using Backward =
+      at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t);
   static const auto op = registered<Backward>("megalodon::cross_entropy_backward");
-  return op.call(logits, targets, nll, d_nll);
+  return op.call(logits, targets, nll, d_nll, padding);
 }
 
 struct Losses {
@@ -51,8 +52,10 @@ struct Losses {
 
 Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Tensor& targets,
               int64_t logits_at_once, bool gradients) {
-  const int64_t K = weights.size(0), N = hidden.size(0), each = N / K;
-  const int64_t most = std::max<int64_t>(1, logits_at_once / weights.size(1));  // rows of a block
+  const int64_t K = weights.size(0), V = weights.size(1), N = hidden.size(0), each = N / K;
+  // Rows of logits at multiples of 16 bytes, without which a GPU's products are slow.
+  const int64_t padding = hidden.is_cuda() ? -V & 7 : 0;
+  const int64_t most = std::max<int64_t>(1, logits_at_once / V);  // rows of a block
   const auto number = hidden.options().dtype(at::kFloat);
   const auto counted = targets.ne(kIgnoredTarget).view({K, each}).sum(1).clamp_min(1);  // [K]
   const auto d_nll = counted.reciprocal().to(at::kFloat).unsqueeze(1).expand({K, each}).reshape({N});
@@ -60,22 +63,24 @@ Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Ten
   Losses result;
   if (gradients) {
     result.d_hidden = at::empty_like(hidden);
-    result.d_weight = at::zeros(weights.sizes(), number);
+    result.d_weight = at::zeros({K, V + padding, hidden.size(1)}, number);
   }
   for (int64_t k = 0; k < K; ++k) {
-    const auto weight = weights[k].to(hidden.scalar_type());  // [V, D]
+    auto weight = weights[k].to(hidden.scalar_type());
+    if (padding > 0) weight = at::constant_pad_nd(weight, {0, 0, 0, padding});  // [V + padding, D]
     for (int64_t first = k * each, end = first + each; first < end; first += most) {
       const auto block = [&](const at::Tensor& x) { return x.narrow(0, first, std::min(most, end - first)); };
       const auto x = block(hidden), target = block(targets);
-      const auto logits = product(x, weight.t());  // [n, V]
-      const auto block_nll = cross_entropy(logits, target);
+      const auto logits = product(x, weight.t());  // [n, V + padding]
+      const auto block_nll = cross_entropy(logits, target, padding);
       block(nll).copy_(block_nll);
       if (!gradients) continue;
-      const auto d_logits = logit_gradients(logits, target, block_nll, block(d_nll));
+      const auto d_logits = logit_gradients(logits, target, block_nll, block(d_nll), padding);
       put_product(block(result.d_hidden), d_logits, weight);
       add_product(result.d_weight[k], d_logits.t(), x);
     }
   }
+  if (gradients) result.d_weight = result.d_weight.narrow(1, 0, V);
   result.mean = nll.view({K, each}).sum(1) / counted;
   return result;
 }

@@ -1,8 +1,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "ops/attention/cuda.h"
-#include "ops/cuda_launch.h"
+#include "ops/attention/cuda_heads.h"
 
 // Narrow heads of short sequences have kernels of their own (ops/attention/cuda_small.cu); others go through
 // torch's flash attention.
@@ -32,18 +31,18 @@ cuda::SmallSizes small_sizes(const at::Tensor& q, const at::Tensor& k, const at:
 // o, and the logarithms of the softmax's denominators: [T, H], or as torch's flash attention has them.
 Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& borders,
              int64_t longest, double scale) {
-  const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8), borders_ = borders.contiguous();
+  const auto q_ = in_rows(q), k_ = in_rows(k), v_ = in_rows(v), borders_ = borders.contiguous();
   if (q.numel() > 0 && !is_small(q, longest)) {
     const auto result =
         at::_flash_attention_forward(q_, k_, v_, borders_, borders_, longest, longest, 0, true, false, scale);
     return {std::get<0>(result), std::get<1>(result)};
   }
-  const auto o = at::empty_like(q_);
+  const auto o = at::empty(q.sizes(), q.options());
   const auto lse = at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
   if (q.numel() == 0) return {o, lse};
   launch(q, [&](cudaStream_t stream) {
-    cuda::small_forward(small_sizes(q, k, borders_, longest, scale), pointer<Bfloat16>(q_),
-                        pointer<Bfloat16>(k_), pointer<Bfloat16>(v_), mutable_pointer<Bfloat16>(o),
+    cuda::small_forward(small_sizes(q, k, borders_, longest, scale),
+                        {small_heads(q_), small_heads(k_), small_heads(v_)}, mutable_pointer<Bfloat16>(o),
                         mutable_pointer<float>(lse), stream);
   });
   return {o, lse};
@@ -52,25 +51,23 @@ Pair forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
 Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& borders,
                 const at::Tensor& o, const at::Tensor& lse, const at::Tensor& d_o, int64_t longest,
                 double scale) {
-  const auto q_ = aligned(q, 8), k_ = aligned(k, 8), v_ = aligned(v, 8), d_o_ = aligned(d_o, 8);
+  if (q.numel() == 0) return {at::zeros_like(q), at::zeros_like(k), at::zeros_like(v)};
+  const auto q_ = in_rows(q), k_ = in_rows(k), v_ = in_rows(v), d_o_ = aligned(d_o, 8);
   const auto borders_ = borders.contiguous();
-  if (q.numel() == 0) return {at::zeros_like(q_), at::zeros_like(k_), at::zeros_like(v_)};
   if (!is_small(q, longest)) {
     const auto no_dropout = at::empty({2}, q.options().dtype(at::kLong));
     return at::_flash_attention_backward(d_o_, q_, k_, v_, o, lse, borders_, borders_, longest, longest, 0,
                                          true, no_dropout, no_dropout, scale);
   }
-  // Query heads that share a key head give its gradient a part each.
-  const int64_t T = q.size(0), H = q.size(1), Hkv = k.size(1), d = q.size(2);
-  const auto dq = at::empty_like(q_), dk = at::empty({T, H, d}, k.options()),
-             dv = at::empty({T, H, d}, v.options());
+  const auto made = gradients_of_heads(k_, v_, q_);
+  const auto &dk = made[0], &dv = made[1], &dq = made[2];
   launch(q, [&](cudaStream_t stream) {
-    cuda::small_backward(small_sizes(q, k, borders_, longest, scale), pointer<Bfloat16>(q_),
-                         pointer<Bfloat16>(k_), pointer<Bfloat16>(v_), pointer<Bfloat16>(o),
-                         pointer<float>(lse), pointer<Bfloat16>(d_o_), mutable_pointer<Bfloat16>(dq),
-                         mutable_pointer<Bfloat16>(dk), mutable_pointer<Bfloat16>(dv), stream);
+    cuda::small_backward(small_sizes(q, k, borders_, longest, scale),
+                         {small_heads(q_), small_heads(k_), small_heads(v_)}, pointer<Bfloat16>(o),
+                         pointer<float>(lse), pointer<Bfloat16>(d_o_),
+                         {mutable_small_heads(dq), mutable_small_heads(dk), mutable_small_heads(dv)}, stream);
   });
-  return {dq, sum_over_groups(dk, Hkv), sum_over_groups(dv, Hkv)};
+  return {dq, sum_over_groups(dk, k.size(1)), sum_over_groups(dv, k.size(1))};
 }
 
 }  // namespace

@@ -59,6 +59,28 @@ TEST(PackedAttention, AgreesWithReferenceOnManyLengths) {
   expect_agreement({5, 12, 3}, {2, 1, 10, 7});
 }
 
+// As one product gives them; where no heads share keys, the gradients come back so on a GPU.
+TEST(PackedAttention, TakesColumnsOfOneTensor) {
+  for (const auto& h : {Heads{6, 6, 64, 64}, {4, 2, 32, 32}, {2, 2, 16, 16}, {2, 1, 128, 128}}) {
+    for (const auto& lengths : {std::vector<int64_t>{56, 8, 0, 33, 1}, {300, 5}}) {
+      const auto s = sequences(lengths);
+      const auto apart = [&](decltype(packed_attention)* f) {
+        return [=](const Tensors& in) {
+          const auto heads = in[0].split_with_sizes({h.Hkv, h.Hkv, h.H}, 1);
+          return on(s, f)({heads[2], heads[0], heads[1]});
+        };
+      };
+      for (const auto type : {at::kFloat, at::kBFloat16}) {
+        SCOPED_TRACE(::testing::Message()
+                     << ::testing::PrintToString(lengths) << " d " << h.dk << " " << type);
+        testing::expect_agreement(
+            apart(packed_attention), apart(packed_attention_reference),
+            {testing::random({std::reduce(lengths.begin(), lengths.end()), h.H + 2 * h.Hkv, h.dk}, type)});
+      }
+    }
+  }
+}
+
 TEST(PackedAttention, IsAttentionOfEachSequence) {
   for (const auto type : {at::kFloat, at::kBFloat16}) {
     const std::vector<int64_t> lengths{20, 20, 20};

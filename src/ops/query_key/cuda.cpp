@@ -32,7 +32,10 @@ Triple backward(const at::Tensor& z, const at::Tensor& gamma, const at::Tensor& 
                 double rope_base, double eps, const at::Tensor& dq, const at::Tensor& dk) {
   const auto z_ = aligned(z, 2), gamma_ = aligned(gamma, 2), start_ = start.contiguous();
   const auto dq_ = aligned(dq, 2), dk_ = aligned(dk, 2), d_z = at::empty_like(z_);
-  const auto blocks = row_blocks(z.size(0) * z.size(1));
+  // Two waves of the widest heads' blocks on 132 multiprocessors: what a block begins and ends with costs it
+  // as much as a few tokens.
+  const auto blocks =
+      std::clamp<int64_t>(z.size(0) * z.size(1) / 8, 1, 528 / std::min<int64_t>(z.size(2), 64));
   const auto sums = at::empty({blocks, 2, 2, z.size(2) * z.size(3)}, gamma.options());
   launch_typed(z, [&]<class T>(T*, cudaStream_t stream) {
     cuda::query_key_backward(sizes_of(z, chunk, rope_base, eps), pointer<T>(z_), pointer<float>(gamma_),

@@ -162,7 +162,8 @@ void query_key_forward(const QueryKeySizes& sizes, const T* z, const float* gamm
                        const std::int64_t* start, T* q, T* k, cudaStream_t stream) {
   const Call c = call_of(sizes);
   if (c.tokens * c.H == 0) return;
-  const dim3 grid(grid_size(ceil_div(c.tokens, kWarps), 2048), static_cast<unsigned>(c.H));
+  // Several tokens a warp, since frequencies cost as much as a token.
+  const dim3 grid(grid_size(ceil_div(c.tokens, kWarps), 512), static_cast<unsigned>(c.H));
   with_pairs(c.dz, [&]<int P>(Width<P>) {
     forward<P><<<grid, 32 * kWarps, 0, stream>>>(c, z, gamma, beta, start, q, k);
   });
