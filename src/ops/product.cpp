@@ -38,7 +38,7 @@ const auto& order_op() {
 at::Tensor onednn_linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
   TORCH_CHECK(has_onednn_product(), "onednn_product: this torch has no mkldnn::_linear_pointwise");
   return linear_op()->call(x, w, bias.defined() ? std::optional(bias) : std::nullopt, "none",
-                               c10::List<std::optional<at::Scalar>>(), "");
+                           c10::List<std::optional<at::Scalar>>(), "");
 }
 
 // Smaller products are done before oneDNN has begun.
