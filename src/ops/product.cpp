@@ -22,9 +22,9 @@ using Order = at::Tensor(const at::Tensor&, std::optional<int64_t>);
 // torch's names for oneDNN's linear layer, and for a weight in the order that suits products with so many
 // rows.
 template <class F>
-std::optional<c10::TypedOperatorHandle<F>> find(const char* name) {
+std::unique_ptr<c10::TypedOperatorHandle<F>> find(const char* name) {
   const auto found = c10::Dispatcher::singleton().findSchema({name, ""});
-  return found ? std::optional(found->template typed<F>()) : std::nullopt;
+  return found ? std::make_unique<c10::TypedOperatorHandle<F>>(found->template typed<F>()) : nullptr;
 }
 const auto& linear_op() {
   static const auto op = find<Linear>("mkldnn::_linear_pointwise");
@@ -60,7 +60,7 @@ bool is_for_onednn(const at::Tensor& a, const at::Tensor& b) {
 }
 
 bool is_faster_in_order(at::ScalarType type) {
-  static const bool has_order = has_onednn_product() && order_op().has_value();
+  static const bool has_order = has_onednn_product() && order_op() != nullptr;
   return has_order &&
          (type == at::kFloat ? is_float_for_onednn()
                              : type == at::kBFloat16 && bfloat16_products() != Bfloat16Products::widened);
@@ -113,7 +113,7 @@ at::Tensor onednn_products(const at::Tensor& a, const at::Tensor& b) {
 }  // namespace
 
 bool has_onednn_product() {
-  return linear_op().has_value();
+  return linear_op() != nullptr;
 }
 
 at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {

@@ -91,7 +91,7 @@ at::Tensor TrainingStep::replay(const Batch& batch) {
   auto& step = found->second;
   step.batch.tokens.copy_(batch.tokens);
   step.batch.targets.copy_(batch.targets);
-  if (batch.sequences) step.batch.sequences->borders.copy_(batch.sequences->borders);
+  if (batch.sequences && step.batch.sequences) step.batch.sequences->borders.copy_(batch.sequences->borders);
   if (step.graph == nullptr) {
     const auto neighbour =
         std::ranges::find_if(recorded_, [](const auto& other) { return other.second.graph != nullptr; });
