@@ -119,8 +119,8 @@ int run(const Options& o) {
   const auto model = model::load_model(folder, o.compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat);
   model->to(device);
   const auto tokenizer = data::load_tokenizer(folder);
-  const ops::ConstantWeights constant_weights;
   check_fits(*tokenizer, *model, o.model);
+  const ops::ConstantWeights constant_weights;
   if (task != nullptr) {
     answer_problems(o, *model, *tokenizer, *task, difficulties);
     return 0;

@@ -98,7 +98,7 @@ void exchange(const float* x, int64_t R, int64_t C, float* y) {
 
 // torch's own copy of columns is of one thread.
 at::Tensor rows_in_memory(const at::Tensor& a) {
-  if (!a.t().is_contiguous()) return a.contiguous();
+  if (a.is_contiguous() || !a.t().is_contiguous()) return a.contiguous();
   auto rows = at::empty(a.sizes(), a.options());
   exchange(a.const_data_ptr<float>(), a.size(1), a.size(0), rows.mutable_data_ptr<float>());
   return rows;
