@@ -29,7 +29,7 @@ namespace megalodon::cli {
 namespace {
 
 struct Options {
-  std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16";
+  std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16", trace;
   int64_t batch = 4, context = 2048, prompt = 36, fresh = 18, repeats = 5, dim = 512;
   at::Device on = at::kCPU;
   bool json = false, profiled = false, float8 = false;
@@ -46,7 +46,7 @@ std::string shortened(const std::string& name) {
 
 void print_profile(const Options& o, const std::function<void()>& f) {
   constexpr std::size_t kMost = 40;
-  const auto entries = profile(o.on, f);
+  const auto entries = profile(o.on, f, o.trace);
   double total = 0;
   for (const auto& entry : entries) total += entry.seconds;
   for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -488,6 +488,10 @@ void add_bench(CLI::App& program, Run& chosen) {
   add_device(*command, o->device);
   command->add_flag("--float8", o->float8, "train: products of linear layers in float8");
   command->add_flag("--profile", o->profiled, "all but ops: also the time of one run by kernel or operator");
+  command
+      ->add_option("--trace", o->trace,
+                   "with --profile: file for what ran when (chrome://tracing, ui.perfetto.dev)")
+      ->needs("--profile");
   command->add_flag("--json", o->json, "print one JSON object a line");
   command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
 }

@@ -38,7 +38,8 @@ std::map<Event, double> own_seconds(std::vector<Event> events) {
 
 }  // namespace
 
-std::vector<ProfileEntry> profile(at::Device device, const std::function<void()>& f) {
+std::vector<ProfileEntry> profile(at::Device device, const std::function<void()>& f,
+                                  const std::string& trace) {
   const profiler::ProfilerConfig config(profiler::ProfilerState::KINETO);
   const auto activity = device.is_cuda() ? profiler::ActivityType::CUDA : profiler::ActivityType::CPU;
   setenv("KINETO_LOG_LEVEL", "99", /*overwrite=*/0);  // without a GPU it would report that as an error
@@ -49,6 +50,7 @@ std::vector<ProfileEntry> profile(at::Device device, const std::function<void()>
   f();
   ops::synchronize(device);
   const auto result = profiler::disableProfiler();
+  if (!trace.empty()) result->save(trace);
 
   std::vector<Event> events;
   for (const auto& event : result->events())

@@ -14,7 +14,9 @@ struct ProfileEntry {
   int64_t calls;
 };
 
-// Runs f once under torch's profiler: the longest first.
-std::vector<ProfileEntry> profile(at::Device device, const std::function<void()>& f);
+// Runs f once under torch's profiler: the longest first. With a path, what ran when is written there as a
+// Chrome trace (chrome://tracing, Perfetto).
+std::vector<ProfileEntry> profile(at::Device device, const std::function<void()>& f,
+                                  const std::string& trace);
 
 }  // namespace megalodon::cli

@@ -18,8 +18,10 @@ std::vector<model::Parameter> parameters() {
 }
 
 void step(AdamW& optimizer, double rate, bool skipped = false) {
-  optimizer.step(at::scalar_tensor(rate, at::kDouble), optimizer.gradient_norms(),
-                 at::scalar_tensor(skipped, at::kBool));
+  const auto on = at::device(ops::testing::device());
+  const auto number = ops::testing::device().is_cuda() ? at::kFloat : at::kDouble;
+  optimizer.step(at::scalar_tensor(rate, on.dtype(number)), optimizer.gradient_norms(),
+                 at::scalar_tensor(skipped, on.dtype(at::kBool)));
 }
 
 void set_gradients(const std::vector<model::Parameter>& all, double scale) {
@@ -69,8 +71,8 @@ TEST(AdamW, ClipsStackedModelsOneByOne) {
   constexpr int64_t K = 3;
   const AdamWOptions o{.beta2 = 0.98, .eps = 1e-12, .weight_decay = 0.01, .clip = 0.5};
   const auto make = [](at::IntArrayRef matrix, at::IntArrayRef norm) -> std::vector<model::Parameter> {
-    return {{"matrix.weight", at::ones(matrix).set_requires_grad(true), true},
-            {"norm.weight", at::ones(norm).set_requires_grad(true), false}};
+    return {{"matrix.weight", at::ones(matrix, ops::testing::device()).set_requires_grad(true), true},
+            {"norm.weight", at::ones(norm, ops::testing::device()).set_requires_grad(true), false}};
   };
   const auto stacked = make({K, 3, 4}, {K, 5});
   AdamW together(stacked, o, K);

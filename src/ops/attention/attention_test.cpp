@@ -233,13 +233,14 @@ TEST(Attention, GradientsMeetFiniteDifferences) {
 }
 
 TEST(Attention, NamesWhatDoesNotFit) {
-  const auto x = at::zeros({2, 3, 4, 8});
+  const auto zeros = [](at::IntArrayRef shape) { return at::zeros(shape, testing::device()); };
+  const auto x = zeros({2, 3, 4, 8});
   const auto zero = starts({0, 0});
-  testing::expect_error([&] { attention(x, at::zeros({2, 3, 3, 8}), x, zero, {}); },
+  testing::expect_error([&] { attention(x, zeros({2, 3, 3, 8}), x, zero, {}); },
                         "[attention] k: expected a number of heads that divides those of q, got 3 and 4");
-  testing::expect_error([&] { attention(x, at::zeros({2, 3, 4, 7}), x, zero, {}); },
+  testing::expect_error([&] { attention(x, zeros({2, 3, 4, 7}), x, zero, {}); },
                         "[attention] k: expected shape [2, 3, any, 8], got [2, 3, 4, 7]");
-  testing::expect_error([&] { attention(x, x, at::zeros({2, 4, 4, 8}), zero, {}); },
+  testing::expect_error([&] { attention(x, x, zeros({2, 4, 4, 8}), zero, {}); },
                         "[attention] v: expected shape [2, 3, 4, any], got [2, 4, 4, 8]");
   testing::expect_error([&] { attention(x, x, x.to(at::kBFloat16), zero, {}); },
                         "[attention] v: expected Float, got BFloat16");
@@ -251,7 +252,7 @@ TEST(Attention, NamesWhatDoesNotFit) {
                         "[attention] start: row 1: expected a position >= 0, got -1");
   testing::expect_error([&] { attention(x, x, x, zero, {.chunk = -1}); }, "[attention] chunk: expected");
   testing::expect_error([&] { attention(x, x, x, zero, {.dropout = 1}); }, "[attention] dropout: expected");
-  const AttentionCache cache{at::zeros({2, 4, 4, 8}), at::zeros({2, 4, 4, 8})};
+  const AttentionCache cache{zeros({2, 4, 4, 8}), zeros({2, 4, 4, 8})};
   testing::expect_error(
       [&] { attention(x, x, x, starts({0, 13}), {.chunk = 8}, cache); },
       "[attention] cache: row 1: position 13 sees 5 earlier keys: expected at least as many "
