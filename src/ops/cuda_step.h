@@ -5,30 +5,19 @@
 #include <utility>
 
 // The kernels of a decoding step are short and each needs what the one before it made. Launched with
-// launch_step one may start as soon as all blocks of its predecessor have called let_next_start() and there
-// is room: what it does before wait_for_previous() overlaps with that one, and with those before it that have
-// not ended. Until then it may read only what no such kernel writes (parameters), and must write nothing. All
-// wait, so that after it all that came before is over.
+// launch_step one may start while its predecessor still runs: what it does before wait_for_previous()
+// overlaps with that one's end. Until then it may read all that the kernels before its predecessor wrote, but
+// nothing of the predecessor's, and must write nothing.
 namespace megalodon::ops::cuda {
 
-__device__ inline void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
+// The successor starts no earlier than here, so that never more than two kernels overlap.
 __device__ inline void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// 16 bytes into shared memory, or zeros. To be committed and waited for (cuda_pipeline.h).
-__device__ inline void copy_pack(void* to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(there ? 16 : 0)
-               : "memory");
-}
 __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
@@ -43,20 +32,9 @@ __device__ inline unsigned cluster_size() {
   return 1;
 #endif
 }
-// What the cluster's threads wrote to their blocks' shared memory before it, they read of each other's after.
-// (By default a barrier of a cluster waits for what was written to global memory too.)
 __device__ inline void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
-  asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;" ::: "memory");
-#else
-  __syncthreads();
-#endif
-}
-// Before what the cluster's other blocks have read is overwritten, or goes with the block's end.
-__device__ inline void wait_for_readers() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;" ::: "memory");
+  asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
 #else
   __syncthreads();
 #endif
@@ -64,7 +42,6 @@ __device__ inline void wait_for_readers() {
 // The float at `mine` of this block's shared memory in that of another block of the cluster.
 __device__ inline float read_of_block(const float* mine, unsigned block) {
 #if __CUDA_ARCH__ >= 900
-  if (cluster_size() == 1) return *mine;
   const auto local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
   unsigned remote;
   float value;
@@ -96,9 +73,6 @@ struct StepLaunch {
 
 template <class... P, class... A>
 void launch_step(const StepLaunch& launch, void (*kernel)(P...), A&&... arguments) {
-  // Kernels run side by side on a multiprocessor only where they divide its memory alike.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       cudaSharedmemCarveoutMaxShared);
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;

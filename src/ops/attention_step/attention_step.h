@@ -15,8 +15,7 @@ struct QueryKeyParameters {
 //   q, k = query_key(z) of ops/query_key/query_key.h,   o = attention(q, k, v) of ops/attention/attention.h,
 //   times
 // the gate; k and v join the cache. z [B, 1, H, dz], v [B, 1, H, dv] and gate [B, 1, H dv] of one dtype,
-// start [B] int64; the cache [B, C, H, d], contiguous, C >= chunk. Returns [B, 1, H dv]. The kernel
-// reads start while kernels before it end, and must not find there what one of those writes.
+// start [B] int64; the cache [B, C, H, d], contiguous, C >= chunk. Returns [B, 1, H dv].
 at::Tensor attention_step(const at::Tensor& z, const QueryKeyParameters& parameters, const at::Tensor& v,
                           const at::Tensor& gate, const at::Tensor& start, const AttentionCache& cache);
 

@@ -13,8 +13,8 @@ namespace {
 at::Tensor step(const at::Tensor& z, const at::Tensor& gamma, const at::Tensor& beta, int64_t chunk,
                 double rope_base, double eps, const at::Tensor& v, const at::Tensor& gate,
                 const at::Tensor& start, at::Tensor& ring_k, at::Tensor& ring_v) {
-  const auto z_ = aligned(z, 16 / z.element_size()), v_ = aligned(v, 16 / v.element_size());
-  const auto gamma_ = aligned(gamma, 2), beta_ = aligned(beta, 2), start_ = start.contiguous();
+  const auto z_ = z.contiguous(), gamma_ = gamma.contiguous(), beta_ = beta.contiguous();
+  const auto v_ = aligned(v, 16 / v.element_size()), start_ = start.contiguous();
   const auto o = at::empty_like(gate);
   launch_typed(z, [&]<class T>(T*, cudaStream_t stream) {
     cuda::attention_step<T>({.B = z.size(0),

@@ -36,43 +36,19 @@ __device__ void store_complex(const Complex4& c, float* to) {
   store(second, to + 4);
 }
 
-// Mean of a group's features and of the squares of their distances to it, by each warp for itself.
-template <class T>
-__device__ float2 moments(const T* x, int features, float scale) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool has_first = lane < features;
-  const float first = has_first ? to_float(x[lane]) : 0;
-  float sum = first;
-#pragma unroll 1
-  for (int i = lane + 32; i < features; i += 32) sum += to_float(x[i]);
-  const float mean = warp_sum(sum) * scale;
-  float squares = has_first ? (first - mean) * (first - mean) : 0;
-#pragma unroll 1
-  for (int i = lane + 32; i < features; i += 32) {
-    const float distance = to_float(x[i]) - mean;
-    squares += distance * distance;
-  }
-  return {mean, warp_sum(squares) * scale};
-}
-
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lanes) {
-  let_next_start();
-  const int K = static_cast<int>(a.D) / static_cast<int>(a.G);
-  const std::int64_t group = blockIdx.x;
+  const std::int64_t K = a.D / a.G, group = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % lanes, feature = static_cast<int>(threadIdx.x) / lanes;
   const bool is_feature = feature < K, is_first = is_feature && lane == 0,
              has_components = is_feature && 4 * lane < a.N;
   const std::int64_t d = group * K + (is_feature ? feature : 0);
   const std::int64_t component = d * a.N + (has_components ? 4 * lane : 0);
-  const float scale = 1 / static_cast<float>(K);
   prefetch(a.weight + d), prefetch(a.bias + d);
   if (has_components) {
     prefetch(a.p + component), prefetch(a.q + 2 * component), prefetch(a.eta + 2 * component);
-    prefetch(a.omega + d);
+    prefetch(a.h + 2 * (blockIdx.y * a.D * a.N + component)), prefetch(a.omega + d);
   }
-  for (std::int64_t b = blockIdx.y; b < a.B && has_components; b += gridDim.y)
-    prefetch(a.h + 2 * (b * a.D * a.N + component));
   wait_for_previous();
 
   float p[4] = {};
@@ -86,12 +62,21 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
     Complex4 h = load_complex(h_here, has_components);
     const double before = a.mean[b * a.G + group], var_before = a.var[b * a.G + group];
     const std::int64_t count = a.count[b];
-    const double w = 1 / (static_cast<double>(count) + 1);
 
-    const float2 of_step = moments(a.x + b * a.D + group * K, K, scale);
-    const double distance = of_step.x - before;
+    float sum[1] = {is_first ? x : 0};
+    block_sum(sum);
+    const float of_step = sum[0] / static_cast<float>(K);
+    sum[0] = is_first ? (x - of_step) * (x - of_step) : 0;
+    block_sum(sum);
+    const double w = 1 / (static_cast<double>(count) + 1), distance = of_step - before;
     const double mean = before + w * distance;
-    const double var = (1 - w) * var_before + w * (of_step.y + (1 - w) * distance * distance);
+    const double var =
+        (1 - w) * var_before + w * (sum[0] / static_cast<double>(K) + (1 - w) * distance * distance);
+    if (threadIdx.x == 0) {
+      a.next_mean[b * a.G + group] = static_cast<float>(mean);
+      a.next_var[b * a.G + group] = static_cast<float>(var);
+      if (group == 0) a.next_count[b] = count + 1;
+    }
     const float deviation = 1 / sqrtf(static_cast<float>(var) + a.eps);
     const T normal = from_float<T>(static_cast<float>(x - mean) * deviation * weight + bias);
     const float input = to_float(normal);
@@ -108,13 +93,6 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
     for (int offset = lanes / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
     if (is_first) a.normal[b * a.D + d] = normal;
     if (is_first && a.N > 0) a.y[b * a.D + d] = from_float<T>(y + omega * input);
-
-    __syncthreads();  // all have read the statistics, which may be replaced
-    if (threadIdx.x == 0) {
-      a.next_mean[b * a.G + group] = static_cast<float>(mean);
-      a.next_var[b * a.G + group] = static_cast<float>(var);
-      if (group == 0) a.next_count[b] = count + 1;
-    }
   }
 }
 

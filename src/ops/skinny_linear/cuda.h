@@ -25,7 +25,6 @@ struct SkinnyCall {
   float eps;
   unsigned tiles;
 };
-// False if the rows are too wide for the GPU's shared memory.
-bool skinny_linear(SkinnyCall call, cudaStream_t stream);
+void skinny_linear(SkinnyCall call, cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

@@ -13,8 +13,7 @@ std::optional<at::Tensor> optional(const at::Tensor& x) {
 }
 
 bool is_same_input(const SkinnyLayer& a, const SkinnyLayer& b) {
-  return a.x.is_same(b.x) && a.norm == b.norm && a.norm_weight.is_same(b.norm_weight) &&
-         a.norm_bias.is_same(b.norm_bias);
+  return a.x.is_same(b.x) && a.norm == b.norm && a.norm_weight.is_same(b.norm_weight);
 }
 
 at::Tensor input(const SkinnyLayer& layer, double eps) {
@@ -24,7 +23,8 @@ at::Tensor input(const SkinnyLayer& layer, double eps) {
   return layer.x;
 }
 
-// n(x) of each layer; neighbours whose input is the same share it.
+}  // namespace
+
 std::vector<at::Tensor> normalised_inputs(const std::vector<SkinnyLayer>& layers, double eps) {
   std::vector<at::Tensor> inputs;
   for (std::size_t i = 0; i < layers.size(); ++i)
@@ -32,8 +32,6 @@ std::vector<at::Tensor> normalised_inputs(const std::vector<SkinnyLayer>& layers
                                                                       : input(layers[i], eps));
   return inputs;
 }
-
-}  // namespace
 
 std::vector<at::Tensor> skinny_linear_reference(const std::vector<SkinnyLayer>& layers, double eps) {
   const auto inputs = normalised_inputs(layers, eps);

@@ -64,6 +64,7 @@ bool has_kernel(const std::vector<SkinnyLayer>& layers) {
 
 std::vector<at::Tensor> run_kernel(const std::vector<SkinnyLayer>& layers, double eps) {
   static const auto op = registered<Kernel>("megalodon::skinny_linear");
+  const bool many = rows_of(layers.front().x) > kMostSkinnyNormRows;
   std::vector<at::Tensor> x, weight;
   OptionalList up, bias, add, norm_weight, norm_bias;
   std::vector<int64_t> norm, silu;
@@ -78,9 +79,10 @@ std::vector<at::Tensor> run_kernel(const std::vector<SkinnyLayer>& layers, doubl
     push(add, layer.add);
     push(norm_weight, layer.norm_weight);
     push(norm_bias, layer.norm_bias);
-    norm.push_back(static_cast<int64_t>(layer.norm));
+    norm.push_back(static_cast<int64_t>(many ? InputNorm::none : layer.norm));
     silu.push_back(layer.silu ? 1 : 0);
   }
+  if (many) x = normalised_inputs(layers, eps);
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, weight, up, bias, add, norm_weight, norm_bias, norm, silu, eps);
 }
@@ -89,8 +91,7 @@ std::vector<at::Tensor> run_kernel(const std::vector<SkinnyLayer>& layers, doubl
 
 bool has_skinny_kernel(const at::Tensor& x) {
   return !at::GradMode::is_enabled() && x.is_cuda() && x.scalar_type() == at::kBFloat16 &&
-         has_fast_kernel(x) && x.size(-1) % 32 == 0 && x.size(-1) <= kMostSkinnyWidth &&
-         rows_of(x) <= kMostSkinnyRows;
+         has_fast_kernel(x) && x.size(-1) % 32 == 0 && rows_of(x) <= kMostSkinnyRows;
 }
 
 std::vector<at::Tensor> skinny_linear(const std::vector<SkinnyLayer>& layers, double eps) {

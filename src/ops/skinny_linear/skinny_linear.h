@@ -23,12 +23,15 @@ struct SkinnyLayer {
 
 // Results [..., out] of some layers, x of one shape in all, in the dtype of x: on a GPU for few rows in
 // bfloat16 without gradients one kernel, bound by the reading of the weights; the operators one by one
-// otherwise. That kernel reads weights, biases and norms' parameters while kernels before it end, and must
-// not find there what one of those writes.
+// otherwise. That kernel reads weights and biases while the kernel before it ends, and must not find there
+// what that one writes.
 std::vector<at::Tensor> skinny_linear(const std::vector<SkinnyLayer>& layers, double eps = 1e-5);
 
 // Whether there is a kernel for such an x where no gradient is wanted.
 bool has_skinny_kernel(const at::Tensor& x);
+
+// n(x) of each layer; neighbours whose input is the same share it.
+std::vector<at::Tensor> normalised_inputs(const std::vector<SkinnyLayer>& layers, double eps);
 
 // The same operator by operator. Any device; float32, bfloat16 or float64.
 std::vector<at::Tensor> skinny_linear_reference(const std::vector<SkinnyLayer>& layers, double eps = 1e-5);
