@@ -47,10 +47,9 @@ at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, Dropo
   auto x = embed(embedding_, tokens, compute_type());  // [B, L, D]
   if (c_.scale_emb) x = x * std::sqrt(static_cast<double>(c_.model_dim));
   x = drop(x, c_.dropout, dropout);
+  if (state != nullptr) state->advance(L);  // here, so that kernels of a recorded step follow each other
   for (const auto& block : blocks_) x = block(x, place);
-  x = final_norm_(x, place, -1);
-  if (state != nullptr) state->advance(L);
-  return x;
+  return final_norm_(x, place, -1);
 }
 
 StreamState Megalodon::fresh_state(int64_t batch, int64_t /*positions*/) const {

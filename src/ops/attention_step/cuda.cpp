@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "ops/cuda_launch.h"
+#include "ops/step_program/cuda.h"
 
 namespace megalodon::ops {
 namespace {
@@ -17,24 +18,25 @@ at::Tensor step(const at::Tensor& z, const at::Tensor& gamma, const at::Tensor& 
   const auto v_ = aligned(v, 16 / v.element_size()), start_ = start.contiguous();
   const auto o = at::empty_like(gate);
   launch_typed(z, [&]<class T>(T*, cudaStream_t stream) {
-    cuda::attention_step<T>({.B = z.size(0),
-                             .H = z.size(2),
-                             .dz = z.size(3),
-                             .dv = v.size(3),
-                             .C = ring_k.size(1),
-                             .chunk = chunk,
-                             .log2_base = std::log2(rope_base),
-                             .eps = static_cast<float>(eps),
-                             .z = pointer<T>(z_),
-                             .v = pointer<T>(v_),
-                             .gate = pointer<T>(gate),
-                             .gamma = pointer<float>(gamma_),
-                             .beta = pointer<float>(beta_),
-                             .start = pointer<int64_t>(start_),
-                             .ring_k = mutable_pointer<T>(ring_k),
-                             .ring_v = mutable_pointer<T>(ring_v),
-                             .o = mutable_pointer<T>(o)},
-                            stream);
+    const cuda::AttentionStep<T> call{.B = z.size(0),
+                                      .H = z.size(2),
+                                      .dz = z.size(3),
+                                      .dv = v.size(3),
+                                      .C = ring_k.size(1),
+                                      .chunk = chunk,
+                                      .log2_base = std::log2(rope_base),
+                                      .eps = static_cast<float>(eps),
+                                      .z = pointer<T>(z_),
+                                      .v = pointer<T>(v_),
+                                      .gate = pointer<T>(gate),
+                                      .gamma = pointer<float>(gamma_),
+                                      .beta = pointer<float>(beta_),
+                                      .start = pointer<int64_t>(start_),
+                                      .ring_k = mutable_pointer<T>(ring_k),
+                                      .ring_v = mutable_pointer<T>(ring_v),
+                                      .o = mutable_pointer<T>(o)};
+    cuda::attention_step(call, stream);
+    if constexpr (std::is_same_v<T, Bfloat16>) cuda::note_call(call, stream);
   });
   return o;
 }

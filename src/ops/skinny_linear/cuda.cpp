@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "ops/cuda_launch.h"
+#include "ops/step_program/cuda.h"
 
 namespace megalodon::ops {
 namespace {
@@ -41,7 +42,10 @@ std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const O
                      .out = static_cast<int>(shape.back()),
                      .first_tile = 0};
   }
-  launch(x[0], [&](cudaStream_t stream) { cuda::skinny_linear(call, stream); });
+  launch(x[0], [&](cudaStream_t stream) {
+    cuda::skinny_linear(call, stream);
+    cuda::note_call(call, stream);
+  });
   return results;
 }
 

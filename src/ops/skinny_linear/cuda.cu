@@ -10,7 +10,7 @@
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kTile = 16;   // outputs
+constexpr int kTile = kSkinnyTile;
 constexpr int kChunk = 32;  // features: 8 of each thread of a row
 
 constexpr int kMostWarps = 16;
@@ -277,12 +277,7 @@ void launch(const SkinnyCall& call, cudaStream_t stream) {
 }  // namespace
 
 void skinny_linear(SkinnyCall call, cudaStream_t stream) {
-  call.tiles = 0;
-  for (int i = 0; i < call.layers; ++i) {
-    auto& layer = call.layer[i];
-    layer.first_tile = call.tiles;
-    call.tiles += static_cast<unsigned>(ceil_div(layer.out, layer.up != nullptr ? kTile / 2 : kTile));
-  }
+  place_tiles(call);
   if (call.tiles == 0 || call.rows == 0) return;
   if (call.rows <= 8) return launch<1>(call, stream);
   if (call.rows <= 16) return launch<2>(call, stream);

@@ -25,6 +25,17 @@ struct SkinnyCall {
   float eps;
   unsigned tiles;
 };
+// Outputs of a layer that a block makes at once: half as many where each is of two products.
+inline constexpr int kSkinnyTile = 16;
+inline void place_tiles(SkinnyCall& call) {
+  call.tiles = 0;
+  for (int i = 0; i < call.layers; ++i) {
+    auto& layer = call.layer[i];
+    const int outputs = layer.up != nullptr ? kSkinnyTile / 2 : kSkinnyTile;
+    layer.first_tile = call.tiles;
+    call.tiles += static_cast<unsigned>((layer.out + outputs - 1) / outputs);
+  }
+}
 void skinny_linear(SkinnyCall call, cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

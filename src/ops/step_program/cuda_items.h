@@ -1,0 +1,442 @@
+#pragma once
+#include <cmath>
+
+#include "ops/cuda_step.h"
+#include "ops/rope/cuda_rotation.h"
+#include "ops/step_program/cuda_words.h"
+
+// Attention, and timestep norm with the moving average.
+namespace megalodon::ops::cuda::step_program {
+
+// Work that is shared among the blocks item by item. What prepare() reads no phase of the program writes.
+template <class Work>
+__device__ inline void do_items(Work work, int items) {
+  for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
+    work.prepare(item);
+    work.finish();
+  }
+}
+
+class Attention {
+ public:
+  // What depends on the position alone, of a thread.
+  struct Place {
+    int id = -1, b = -1;  // of which phases it is, and of which stream
+    int keys, first_slot;
+    float2 turn;  // of its pair
+  };
+
+  __device__ Attention(const Words& words, const AttentionPhase& phase, unsigned char* memory, Place& place)
+      : words_(words),
+        place_(place),
+        p_(phase),
+        a_(phase.call),
+        dz_(static_cast<int>(a_.dz)),
+        dv_(static_cast<int>(a_.dv)),
+        slots_(static_cast<int>(a_.C)),
+        heads_(static_cast<int>(a_.H)),
+        thread_(static_cast<int>(threadIdx.x)),
+        query_(reinterpret_cast<float*>(memory)),
+        weight_(query_ + kMostFeatures),
+        of_thread_(weight_ + kMostKeys),
+        newest_(reinterpret_cast<Bfloat16*>(of_thread_ + kThreads * 8)) {
+    while (lanes_ * 8 < dz_) lanes_ *= 2;
+    lane_ = thread_ % lanes_, team_ = thread_ / lanes_, teams_ = kThreads / lanes_;
+    row_ = thread_ / p_.column_threads, rows_ = kThreads / p_.column_threads;
+  }
+
+  // The item's keys and values, into the second cache.
+  __device__ void prefetch(int item) {
+    find(item);
+    const int of_key = (dz_ + 63) / 64, of_value = (p_.column_threads * 8 + 63) / 64;  // lines
+    const int first_column = group_ * p_.column_threads * 8;
+#pragma unroll 1
+    for (int i = thread_; i < (end_ - begin_) * of_key; i += kThreads) {
+      if (i / of_key % p_.groups == group_) cuda::prefetch(key(begin_ + i / of_key) + i % of_key * 64);
+    }
+#pragma unroll 1
+    for (int i = thread_; i < (end_ - begin_) * of_value; i += kThreads) {
+      const int column = first_column + i % of_value * 64;
+      if (column < dv_) cuda::prefetch(value(begin_ + i / of_value) + column);
+    }
+  }
+  // Parameters, the turn of the thread's pair and the first keys.
+  __device__ void prepare(int item) {
+    find(item);
+    const int h = head_ % heads_;
+    if (2 * thread_ < dz_) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t at = (i * a_.H + h) * dz_ + 2 * thread_;
+        gamma_[i] = {read_parameter(a_.gamma + at), read_parameter(a_.gamma + at + 1)};
+        beta_[i] = {read_parameter(a_.beta + at), read_parameter(a_.beta + at + 1)};
+      }
+    }
+    if (begin_ < end_) read_keys(team_);
+  }
+  __device__ void finish() {
+    if (begin_ < end_) read_values(row_);
+    const bool has_newest = begin_ < end_ && end_ == keys_, has_column = column_ < dv_;
+    const int count = end_ - begin_;
+    const uint4 new_value = make_query_and_key(has_newest && has_column);
+    score_keys(count);
+    sync();
+    const float2 moments = softmax_moments(count);
+
+    float sum[8] = {};
+#pragma unroll 1
+    for (int begin = row_; has_column && begin < count; begin += rows_ * kAtOnce) {
+      uint4 now[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) now[u] = v_[u];
+      if (begin + rows_ * kAtOnce < count) read_values(begin + rows_ * kAtOnce);
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = begin + u * rows_;
+        if (begin_ + i == keys_ - 1) now[u] = new_value;
+        const float w = i < count ? __expf(weight_[i] - moments.x) : 0;
+        float columns[8];
+        unpack(now[u], columns);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum[j] += w * columns[j];
+      }
+    }
+    store(sum, of_thread_ + thread_ * 8);
+    sync();
+    const int width = p_.column_threads * 8;
+    const std::int64_t at = std::int64_t{head_} * kSplits + split_;
+#pragma unroll 1
+    for (int i = thread_; i < width && group_ * width + i < dv_; i += kThreads) {
+      float all = 0;
+#pragma unroll 4
+      for (int r = 0; r < rows_; ++r) all += of_thread_[r * width + i];
+      words_.write(p_.partial + at * dv_ + group_ * width + i, all);
+    }
+    if (group_ == 0 && thread_ == 0)
+      words_.write(p_.moments + 2 * at, moments.x), words_.write(p_.moments + 2 * at + 1, moments.y);
+    if (has_newest) {
+      if (group_ == 0 && thread_ * 8 < dz_)
+        *reinterpret_cast<uint4*>(key(keys_ - 1) + thread_ * 8) =
+            *reinterpret_cast<const uint4*>(newest_ + thread_ * 8);
+      if (row_ == 0 && has_column) *reinterpret_cast<uint4*>(value(keys_ - 1) + column_) = new_value;
+    }
+    sync();  // all is read before a further item's query is made
+  }
+
+ private:
+  // Head, columns, and the keys of the split.
+  __device__ void find(int item) {
+    split_ = item % kSplits, group_ = item / kSplits % p_.groups, head_ = item / kSplits / p_.groups;
+    const int b = head_ / heads_, h = head_ % heads_;
+    if (place_.id != p_.place || place_.b != b) {
+      const std::int64_t position = a_.start[b], in_chunk = position % a_.chunk;
+      place_ = {p_.place, b, static_cast<int>(in_chunk) + 1, static_cast<int>((position - in_chunk) % a_.C),
+                rotation(in_chunk, rope_frequency(a_.log2_base, thread_, dz_))};
+    }
+    keys_ = place_.keys, first_slot_ = place_.first_slot;
+    const int share = (keys_ + kSplits - 1) / kSplits;
+    begin_ = min(split_ * share, keys_), end_ = min(begin_ + share, keys_);
+    const std::int64_t first = std::int64_t{b} * a_.C * a_.H + h;
+    first_key_ = a_.ring_k + first * dz_, first_value_ = a_.ring_v + first * dv_;
+    column_ = (group_ * p_.column_threads + thread_ % p_.column_threads) * 8;
+  }
+  __device__ int slot(int i) const {
+    const int slot = first_slot_ + i;
+    return slot < slots_ ? slot : slot - slots_;
+  }
+  __device__ Bfloat16* key(int i) const { return first_key_ + slot(i) * heads_ * dz_; }
+  __device__ Bfloat16* value(int i) const { return first_value_ + slot(i) * heads_ * dv_; }
+  // Of the split's keys from `begin` on every so many; of the newest what its slot held before.
+  __device__ void read_keys(int begin) {
+    if (lane_ * 8 >= dz_) return;
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      k_[u] = read_pack(key(min(begin_ + begin + u * teams_, end_ - 1)) + lane_ * 8);
+  }
+  __device__ void read_values(int begin) {
+    if (column_ >= dv_) return;
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      v_[u] = read_pack(value(min(begin_ + begin + u * rows_, end_ - 1)) + column_);
+  }
+  // Each warp finds the deviation for itself. Returns the thread's columns of the new value, if it wants
+  // them.
+  __device__ uint4 make_query_and_key(bool wants_value) {
+    const std::int64_t z = std::int64_t{head_} * dz_, value_at = std::int64_t{head_} * dv_ + column_;
+    const int pack_at = thread_ % 32 * 8;
+    const bool has_pack = pack_at < dz_, has_pair = 2 * thread_ < dz_;
+    uint4 pack{0, 0, 0, 0}, value{0, 0, 0, 0};
+    float first = 0, second = 0;
+    bool is_there = false;
+    while (!is_there) {
+      is_there = (!has_pack || words_.read_8(p_.z, a_.z, z + pack_at, pack)) &
+                 (!has_pair || words_.read(p_.z, a_.z, z + 2 * thread_, first) &
+                                   words_.read(p_.z, a_.z, z + 2 * thread_ + 1, second)) &
+                 (!wants_value || words_.read_8(p_.v, a_.v, value_at, value));
+    }
+    float v[8], squares = 0;
+    unpack(pack, v);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares += v[j] * v[j];
+    const float features = static_cast<float>(dz_);
+    const float r = rsqrtf(warp_sum(squares) / features + a_.eps), scale = rsqrtf(features);
+    if (has_pair) {
+      const auto turned = [&](int i) {
+        return rotate({first * r * ((1 + gamma_[i].x) * scale) + beta_[i].x,
+                       second * r * ((1 + gamma_[i].y) * scale) + beta_[i].y},
+                      place_.turn);
+      };
+      const float2 q = turned(0), k = turned(1);
+      query_[2 * thread_] = q.x, query_[2 * thread_ + 1] = q.y;
+      newest_[2 * thread_] = from_float<Bfloat16>(k.x), newest_[2 * thread_ + 1] = from_float<Bfloat16>(k.y);
+    }
+    sync();
+    return value;
+  }
+  __device__ void score_keys(int count) {
+    float q[8] = {};
+    if (lane_ * 8 < dz_) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) q[j] = query_[lane_ * 8 + j];
+    }
+#pragma unroll 1
+    for (int begin = 0; begin < count; begin += teams_ * kAtOnce) {  // for all lanes of a warp
+      uint4 now[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) now[u] = k_[u];
+      if (begin + teams_ * kAtOnce < count) read_keys(begin + teams_ * kAtOnce + team_);
+      float score[kAtOnce] = {};
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (lane_ * 8 >= dz_) continue;
+        if (begin_ + begin + u * teams_ + team_ == keys_ - 1)
+          now[u] = *reinterpret_cast<const uint4*>(newest_ + lane_ * 8);
+        float features[8];
+        unpack(now[u], features);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) score[u] += q[j] * features[j];
+      }
+#pragma unroll 1
+      for (int offset = lanes_ / 2; offset > 0; offset /= 2) {
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) score[u] += __shfl_xor_sync(~0u, score[u], offset);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = begin + u * teams_ + team_;
+        if (lane_ == 0 && i < count) weight_[i] = score[u];
+      }
+    }
+  }
+  // The largest score and the sum of exponentials relative to it, by each warp for itself.
+  __device__ float2 softmax_moments(int count) const {
+    const int lane = thread_ % 32;
+    float most = -INFINITY, sum = 0;
+    for (int i = lane; i < count; i += 32) most = fmaxf(most, weight_[i]);
+    for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+    for (int i = lane; i < count; i += 32) sum += __expf(weight_[i] - most);
+    return {most, warp_sum(sum)};
+  }
+
+  const Words words_;
+  Place& place_;
+  const AttentionPhase& p_;
+  const AttentionStep<Bfloat16>& a_;
+  const int dz_, dv_, slots_, heads_, thread_;
+  float *query_, *weight_, *of_thread_;  // [kMostFeatures], [kMostKeys], [kThreads, 8]
+  Bfloat16* newest_;                     // key, [kMostFeatures]
+  int lanes_ = 1, lane_, team_, teams_;  // a team of threads takes a key, each 8 features of it
+  int row_, rows_;                       // of keys, for values
+  int split_, group_, head_, keys_, first_slot_, begin_, end_, column_;
+  Bfloat16 *first_key_, *first_value_;  // of the head, in slot 0
+  float2 gamma_[2], beta_[2];           // gamma and beta for query and key
+  uint4 k_[kAtOnce], v_[kAtOnce];
+};
+
+// What an attention's splits made becomes its output. An item: columns of a head.
+class Join {
+ public:
+  static constexpr int kColumns = 32;
+
+  __device__ Join(const Words& words, const AttentionPhase& phase)
+      : words_(words), p_(phase), dv_(static_cast<int>(phase.call.dv)) {}
+  __device__ static int items(const AttentionPhase& p) {
+    return static_cast<int>(p.call.B * p.call.H * ((p.call.dv + kColumns - 1) / kColumns));
+  }
+  __device__ void prepare(int item) {
+    const int of_head = (dv_ + kColumns - 1) / kColumns;
+    head_ = item / of_head, column_ = item % of_head * kColumns + static_cast<int>(threadIdx.x);
+  }
+  __device__ void finish() {
+    if (threadIdx.x >= kColumns || column_ >= dv_) return;
+    const std::int64_t first = std::int64_t{head_} * kSplits, at = std::int64_t{head_} * dv_ + column_;
+    float gate, partial[kSplits], largest[kSplits], exponentials[kSplits];
+    bool is_there = false;
+    while (!is_there) {
+      is_there = words_.read(p_.gate, p_.call.gate, at, gate);
+#pragma unroll
+      for (int i = 0; i < kSplits; ++i) {
+        is_there &= words_.read(p_.moments + 2 * (first + i), largest[i]) &
+                    words_.read(p_.moments + 2 * (first + i) + 1, exponentials[i]) &
+                    words_.read(p_.partial + (first + i) * dv_ + column_, partial[i]);
+      }
+    }
+    float most = -INFINITY, sum = 0, total = 0;
+#pragma unroll
+    for (int i = 0; i < kSplits; ++i) most = fmaxf(most, largest[i]);
+#pragma unroll
+    for (int i = 0; i < kSplits; ++i) {
+      const float scale = __expf(largest[i] - most);
+      sum += scale * partial[i], total += scale * exponentials[i];
+    }
+    words_.write(p_.o, p_.call.o, at, from_float<Bfloat16>(__fdividef(sum, total) * gate));
+  }
+
+ private:
+  const Words words_;
+  const AttentionPhase& p_;
+  const int dv_;
+  int head_, column_;
+};
+
+// Four components of a feature; zero where there are none.
+struct Complex4 {
+  float re[4], im[4];
+};
+__device__ inline Complex4 load_complex(const float* from, bool there) {
+  Complex4 c{};
+  if (!there) return c;
+  const float4 first = __ldcg(reinterpret_cast<const float4*>(from)),
+               second = __ldcg(reinterpret_cast<const float4*>(from + 4));
+  return {{first.x, first.z, second.x, second.z}, {first.y, first.w, second.y, second.w}};
+}
+
+__host__ __device__ inline int lanes_of(std::int64_t N) {
+  int lanes = 1;
+  while (lanes * 4 < N) lanes *= 2;
+  return lanes;
+}
+
+// Timestep norm and moving average of a group of features of a stream. `lanes` threads share a feature: each
+// has four components of it.
+class NormCema {
+ public:
+  __device__ NormCema(const Words& words, const NormCemaPhase& phase)
+      : words_(words), phase_(phase), a_(phase.call), K_(static_cast<int>(a_.D / a_.G)) {}
+  __device__ static int items(const NormCemaPhase& p) { return static_cast<int>(p.call.G * p.call.B); }
+
+  // Parameters and states, into the second cache.
+  __device__ void prefetch(int item) {
+    const int G = static_cast<int>(a_.G), thread = static_cast<int>(threadIdx.x);
+    const std::int64_t d = std::int64_t{item % G} * K_, component = d * a_.N;
+    const float* const h = a_.h + 2 * (std::int64_t{item / G} * a_.D * a_.N + component);
+    const int components = K_ * static_cast<int>(a_.N);
+#pragma unroll 1
+    for (int i = thread * 32; i < 2 * components; i += kThreads * 32) {
+      cuda::prefetch(a_.q + 2 * component + i), cuda::prefetch(a_.eta + 2 * component + i),
+          cuda::prefetch(h + i);
+      if (i < components) cuda::prefetch(a_.p + component + i);
+    }
+    for (int i = thread * 32; i < K_; i += kThreads * 32) {
+      cuda::prefetch(a_.weight + d + i), cuda::prefetch(a_.bias + d + i);
+      if (a_.N > 0) cuda::prefetch(a_.omega + d + i);
+    }
+  }
+  // Parameters and states.
+  __device__ void prepare(int item) {
+    const int lanes = lanes_of(a_.N), G = static_cast<int>(a_.G), thread = static_cast<int>(threadIdx.x);
+    group_ = item % G, b_ = item / G;
+    const int feature = thread / lanes, lane = thread % lanes;
+    is_feature_ = feature < K_, is_first_ = is_feature_ && lane == 0,
+    has_components_ = is_feature_ && 4 * lane < a_.N;
+    d_ = group_ * K_ + (is_feature_ ? feature : 0);
+    const std::int64_t component = std::int64_t{d_} * a_.N + (has_components_ ? 4 * lane : 0);
+    at_h_ = 2 * (std::int64_t{b_} * a_.D * a_.N + component);
+    if (has_components_) {
+      const float4 p = __ldg(reinterpret_cast<const float4*>(a_.p + component));
+      p_[0] = p.x, p_[1] = p.y, p_[2] = p.z, p_[3] = p.w;
+    }
+    q_ = load_complex(a_.q + 2 * component, has_components_);
+    eta_ = load_complex(a_.eta + 2 * component, has_components_);
+    h_ = load_complex(a_.h + at_h_, has_components_);
+    weight_ = __ldg(a_.weight + d_), bias_ = __ldg(a_.bias + d_);
+    omega_ = a_.N > 0 ? __ldg(a_.omega + d_) : 0;
+    mean_ = a_.mean[std::int64_t{b_} * G + group_], var_ = a_.var[std::int64_t{b_} * G + group_];
+    count_ = a_.count[b_], w_ = 1 / (static_cast<double>(count_) + 1);
+  }
+  __device__ void finish() {
+    const std::int64_t at = std::int64_t{b_} * a_.D + d_;
+    const std::int64_t first = std::int64_t{b_} * a_.D + group_ * K_;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    float x = 0, other = 0;  // of the thread's feature, and of the one that it takes to the moments
+    bool is_there = false;
+    while (!is_there) {
+      is_there = words_.read(phase_.x, a_.x, at, x) &
+                 (lane >= K_ || words_.read(phase_.x, a_.x, first + lane, other));
+    }
+    const float2 of_step = moments(first, other);
+    const double w = w_, distance = of_step.x - static_cast<double>(mean_);
+    const double mean = mean_ + w * distance;
+    const double var = (1 - w) * var_ + w * (of_step.y + (1 - w) * distance * distance);
+    const float deviation = rsqrtf(static_cast<float>(var) + a_.eps);
+    const Bfloat16 normal =
+        from_float<Bfloat16>(static_cast<float>(x - mean) * deviation * (1 + weight_) + bias_);
+    const float input = to_float(normal);
+    float y = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float re = q_.re[j] * h_.re[j] - q_.im[j] * h_.im[j] + p_[j] * input;
+      h_.im[j] = q_.re[j] * h_.im[j] + q_.im[j] * h_.re[j];
+      h_.re[j] = re;
+      y += eta_.re[j] * h_.re[j] - eta_.im[j] * h_.im[j];
+    }
+    if (has_components_) {
+      auto* const to = reinterpret_cast<float4*>(a_.h + at_h_);
+      to[0] = {h_.re[0], h_.im[0], h_.re[1], h_.im[1]}, to[1] = {h_.re[2], h_.im[2], h_.re[3], h_.im[3]};
+    }
+    for (int offset = lanes_of(a_.N) / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
+    if (is_first_) words_.write(phase_.normal, a_.normal, at, normal);
+    if (is_first_ && a_.N > 0) words_.write(phase_.y, a_.y, at, from_float<Bfloat16>(y + omega_ * input));
+    sync();  // all threads have read the statistics, which may be replaced
+    if (threadIdx.x == 0) {
+      const std::int64_t at_group = std::int64_t{b_} * a_.G + group_;
+      a_.next_mean[at_group] = static_cast<float>(mean), a_.next_var[at_group] = static_cast<float>(var);
+      if (group_ == 0) a_.next_count[b_] = count_ + 1;
+    }
+  }
+
+ private:
+  // Mean of the group's features and of the squares of their distances to it, by each warp for itself.
+  // `own`: the lane's feature.
+  __device__ float2 moments(std::int64_t first, float own) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const float scale = 1 / static_cast<float>(K_);
+    const auto further = [&](int i) {
+      float x = 0;
+      while (!words_.read(phase_.x, a_.x, first + i, x)) {
+      }
+      return x;
+    };
+    float sum = own;
+#pragma unroll 1
+    for (int i = lane + 32; i < K_; i += 32) sum += further(i);
+    const float mean = warp_sum(sum) * scale;
+    float squares = lane < K_ ? (own - mean) * (own - mean) : 0;
+#pragma unroll 1
+    for (int i = lane + 32; i < K_; i += 32) squares += (further(i) - mean) * (further(i) - mean);
+    return {mean, warp_sum(squares) * scale};
+  }
+
+  const Words words_;
+  const NormCemaPhase& phase_;
+  const NormCemaStep<Bfloat16>& a_;
+  const int K_;
+  int group_, b_, d_;
+  bool is_feature_, is_first_, has_components_;
+  std::int64_t at_h_, count_;
+  double w_;
+  float p_[4] = {}, weight_, bias_, omega_, mean_, var_;
+  Complex4 q_, eta_, h_;
+};
+
+}  // namespace megalodon::ops::cuda::step_program

@@ -1,0 +1,338 @@
+#pragma once
+#include "ops/cuda_hopper.h"
+#include "ops/step_program/cuda_words.h"
+
+// Linear layers. A block makes some tiles of 16 outputs; its warps share the features. As the order of a
+// sum's terms is free, weights and x agree that a thread has 8 neighbouring features.
+namespace megalodon::ops::cuda::step_program {
+
+// d += a b, a [16, 16], b [16, 8].
+__device__ inline void multiply_add(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                    unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+struct alignas(16) Moments {
+  float count, mean, squares;  // squares: of the distances to the mean
+};
+
+// The stages of weights in shared memory: one thread's place among them.
+struct Ring {
+  unsigned char* stages;
+  Barrier *full, *empty;
+  int count;
+  int at = 0, round = 0;
+
+  __device__ void next() {
+    ++at;
+    if (at == count) at = 0, ++round;
+  }
+};
+
+struct Shared {
+  Phase* phases;  // the present one, the next and, on its way, the one behind
+  float* sums;    // [tiles, kWarps, rows, kSumsPitch]
+  unsigned char* work;
+  Ring ring;
+
+  __device__ Shared(unsigned char* memory, const Layout& layout)
+      : phases(reinterpret_cast<Phase*>(memory + layout.stages * (kStageBytes + 2 * sizeof(Barrier)))),
+        sums(reinterpret_cast<float*>(phases + kPhases)),
+        work(reinterpret_cast<unsigned char*>(sums + layout.sums())),
+        ring{memory, reinterpret_cast<Barrier*>(memory + layout.stages * kStageBytes),
+             reinterpret_cast<Barrier*>(memory + layout.stages * kStageBytes) + layout.stages,
+             layout.stages} {}
+};
+
+// A block's share of a call's tiles.
+struct Tiles {
+  unsigned first, end;
+  __device__ explicit Tiles(const SkinnyCall& c) {
+    const unsigned each = c.tiles / gridDim.x, more = c.tiles % gridDim.x;
+    first = blockIdx.x * each + min(blockIdx.x, more);
+    end = first + each + (blockIdx.x < more);
+  }
+};
+
+// 16 outputs of a layer, from `first` on, or 8 of two products.
+struct Tile {
+  const SkinnyLayer& layer;
+  int outputs, first;
+
+  __device__ Tile(const SkinnyCall& c, unsigned index)
+      : layer(find(c, index)),
+        outputs(layer.up != nullptr ? kTile / 2 : kTile),
+        first(static_cast<int>(index - layer.first_tile) * outputs) {}
+
+ private:
+  __device__ static const SkinnyLayer& find(const SkinnyCall& c, unsigned index) {
+    int i = 0;
+    while (i + 1 < c.layers && index >= c.layer[i + 1].first_tile) ++i;
+    return c.layer[i];
+  }
+};
+
+// By one thread: all weights of the block.
+__device__ inline void bring_weights(const Phase* phases, const CUtensorMap* maps, int count, Ring ring) {
+  Ring arriving = ring;  // the oldest stage that may still be under way
+  int under_way = 0;
+  for (int p = 0; p < count; ++p) {
+    if (phases[p].kind != Phase::kLinear) continue;
+    const SkinnyCall& c = phases[p].linear.call;
+    const Tiles tiles(c);
+    for (unsigned index = tiles.first; index < tiles.end; ++index) {
+      const Tile tile(c, index);
+      const CUtensorMap* const map = maps + phases[p].linear.first_map + 2 * (&tile.layer - c.layer);
+      const bool has_up = tile.layer.up != nullptr;
+      for (int block = 0; block * kBlock < c.width; block += kBlocks) {
+        if (under_way == kStagesInFlight) {
+          arriving.full[arriving.at].wait(arriving.round);
+          arriving.next();
+          --under_way;
+        }
+        ring.empty[ring.at].wait(ring.round - 1);
+        Barrier& full = ring.full[ring.at];
+        unsigned char* const stage = ring.stages + ring.at * kStageBytes;
+        full.arrive_expecting(kStageBytes);
+        copy_tile(stage, map[0], tile.first, block, full);
+        if (has_up) copy_tile(stage + kStageBytes / 2, map[1], tile.first, block, full);
+        ring.next();
+        ++under_way;
+      }
+    }
+  }
+}
+
+__device__ inline bool has_same_input(const SkinnyLayer& a, const SkinnyLayer& b) {
+  return a.x == b.x && a.norm == b.norm && a.norm_weight == b.norm_weight && a.norm_bias == b.norm_bias;
+}
+
+// The rows of a layer's input, normalised, into `to` [rows, pitch]. Warps share a row where there are fewer
+// rows than warps.
+__device__ inline void read_input(const Words& words, const LinearPhase& phase, int index, Bfloat16* to,
+                                  int pitch) {
+  __shared__ Moments of_warp[kWarps];
+  const SkinnyCall& c = phase.call;
+  const SkinnyLayer& layer = c.layer[index];
+  const Word* const x = phase.words[index].x;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  int warps = kWarps;  // of a row
+  while (warps * c.rows > kWarps) warps /= 2;
+  const int row = warp / warps, first = warp % warps * 32 + lane, step = 32 * warps;
+  const int packs = row < c.rows ? c.width / 8 : 0;
+  const int first_of_row = row * c.width;
+  Bfloat16* const own = to + row * pitch;
+  const auto get = [&](int i, float (&v)[8]) { unpack(*reinterpret_cast<const uint4*>(own + i * 8), v); };
+  const bool normalises = layer.norm != InputNorm::none;
+  const auto read_norm = [&](int i, float (&weight)[8], float (&bias)[8]) {
+    if (layer.norm_weight != nullptr) read_parameters(layer.norm_weight + i * 8, weight);
+    if (layer.norm_bias != nullptr) read_parameters(layer.norm_bias + i * 8, bias);
+  };
+  float weight[8] = {}, bias[8] = {}, v[8];
+  if (normalises && first < packs) read_norm(first, weight, bias);
+  float sum = 0, squares = 0;
+#pragma unroll 1
+  for (int i = first; i < packs; i += 2 * step) {
+    const int other = i + step < packs ? i + step : i;
+    uint4 pack, further;
+    bool is_there = false;
+    while (!is_there) {
+      is_there = words.read_8(x, layer.x, first_of_row + i * 8, pack) &
+                 words.read_8(x, layer.x, first_of_row + other * 8, further);
+    }
+    const auto take = [&](int i, const uint4& pack) {
+      *reinterpret_cast<uint4*>(own + i * 8) = pack;
+      unpack(pack, v);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += v[j], squares += v[j] * v[j];
+    };
+    take(i, pack);
+    if (other != i) take(other, further);
+  }
+  if (normalises) {
+    const bool centres = layer.norm == InputNorm::layer;
+    // Packs of the warp: of each round of the row's warps 32, or those that are left.
+    const int of_row = c.width / 8, left = of_row % step - warp % warps * 32;
+    const float count = static_cast<float>(8 * (of_row / step * 32 + max(0, min(left, 32))));
+    float mean = 0;
+    if (centres) {
+      mean = count > 0 ? __fdividef(warp_sum(sum), count) : 0;
+      squares = 0;
+#pragma unroll 1
+      for (int i = first; i < packs; i += step) {
+        get(i, v);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares += (v[j] - mean) * (v[j] - mean);
+      }
+    }
+    squares = warp_sum(squares);
+    if (lane == 0) of_warp[warp] = {count, mean, squares};
+    sync();
+    const float scale = __fdividef(1, static_cast<float>(c.width));
+    Moments moments[kWarps];
+    float all_mean = 0, all_squares = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) moments[i] = i < warps ? of_warp[row * warps + i] : Moments{0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) all_mean += moments[i].count * moments[i].mean;
+    all_mean *= scale;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      const float distance = moments[i].mean - all_mean;
+      all_squares += moments[i].squares + moments[i].count * distance * distance;
+    }
+    const float inverse = rsqrtf(all_squares * scale + c.eps);
+#pragma unroll 1
+    for (int i = first; i < packs; i += step) {
+      if (i != first) read_norm(i, weight, bias);
+      get(i, v);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[j] = (v[j] - all_mean) * inverse * (1 + weight[j]) + bias[j];
+      store(v, own + i * 8);
+    }
+  }
+  sync();
+}
+
+// What joins a sum to make an output.
+class Output {
+ public:
+  // The output `place` of [tiles, rows, kTile] from tile `first` on; what it takes is on its way.
+  __device__ Output(const Words& words, const LinearPhase& phase, unsigned first, unsigned tiles, int place)
+      : words_(words), phase_(phase) {
+    const SkinnyCall& c = phase.call;
+    const unsigned of_row = static_cast<unsigned>(place) / kTile;
+    const unsigned of_tile = c.rows == 1 ? of_row : of_row / static_cast<unsigned>(c.rows);
+    is_there_ = of_tile < tiles;
+    if (!is_there_) return;
+    const int row = static_cast<int>(of_row - of_tile * static_cast<unsigned>(c.rows)), own = place % kTile;
+    const Tile tile(c, first + of_tile);
+    const int out = tile.first + own;
+    is_there_ = own < tile.outputs && out < tile.layer.out;
+    if (!is_there_) return;
+    index_ = static_cast<int>(&tile.layer - c.layer);
+    at_ = row * tile.layer.out + out;
+    if (tile.layer.bias != nullptr) bias_ = read_parameter(tile.layer.bias + out);
+    if (tile.layer.add != nullptr) added_ = words.ask(phase.words[index_].add, tile.layer.add, at_);
+  }
+  // `sums`: of the first warp.
+  __device__ void write(const float* sums, int of_warp) {
+    if (!is_there_) return;
+    const SkinnyLayer& layer = phase_.call.layer[index_];
+    while (layer.add != nullptr && !words_.is_new(added_))
+      added_ = words_.ask(phase_.words[index_].add, layer.add, at_);
+    const bool has_up = layer.up != nullptr;
+    float y = bias_, up = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      y += sums[w * of_warp];
+      if (has_up) up += sums[w * of_warp + kTile / 2];
+    }
+    if (layer.silu) y = __fdividef(y, 1 + __expf(-y));
+    if (has_up) y *= up;
+    words_.write(phase_.words[index_].y, layer.y, at_, from_float<Bfloat16>(y + Words::value(added_)));
+  }
+
+ private:
+  const Words words_;
+  const LinearPhase& phase_;
+  int at_, index_;
+  float bias_ = 0;
+  Word added_ = 0;
+  bool is_there_;
+};
+
+__device__ inline void linear(const Words& words, const LinearPhase& phase, const Layout& layout,
+                              const Shared& shared, Ring& ring) {
+  const SkinnyCall& c = phase.call;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int g = lane / 4, t = lane % 4;  // row of a fragment, and place in it
+  // The tile's row that is the fragment's: those that are read at once lie in other banks.
+  const int of_tile = g / 2 + g % 2 * 4;
+  const int in_row = ((warp % 2 * 4 + t) ^ of_tile) * 16;
+  auto* const x = reinterpret_cast<Bfloat16*>(shared.work);
+  const int width = c.width, rows = c.rows, pitch = layout.row_pitch(width), of_warp = rows * kSumsPitch;
+  const Bfloat16* const x_row = x + g * pitch + 8 * t;
+  const Tiles tiles(c);
+  const SkinnyLayer* read_of = nullptr;
+  for (unsigned begin = tiles.first; begin < tiles.end;) {
+    const SkinnyLayer& layer = Tile(c, begin).layer;
+    unsigned end = begin + 1;
+    while (end < tiles.end && end < begin + layout.tiles() && has_same_input(layer, Tile(c, end).layer))
+      ++end;
+    Output output(words, phase, begin, end - begin, thread);
+    if (read_of == nullptr || !has_same_input(*read_of, layer))
+      read_input(words, phase, static_cast<int>(&layer - c.layer), x, pitch);
+    read_of = &layer;
+
+    for (unsigned index = begin; index < end; ++index) {
+      const bool has_up = Tile(c, index).layer.up != nullptr;
+      const int block_bytes = (has_up ? 8 : 16) * 128, high_half = has_up ? kStageBytes / 2 : 8 * 128;
+      const int place = warp / 2 * block_bytes + of_tile * 128 + in_row;
+      float sum[2 * kChunks][4] = {};
+#pragma unroll 1
+      for (int first = 0; first < width; first += kStagesAtOnce * kStageFeatures) {
+        int slot[kStagesAtOnce];
+        uint4 low[kStagesAtOnce][kChunks], high[kStagesAtOnce][kChunks], b[kStagesAtOnce][kChunks];
+#pragma unroll
+        for (int u = 0; u < kStagesAtOnce; ++u) {
+          slot[u] = -1;
+#pragma unroll
+          for (int i = 0; i < kChunks; ++i) low[u][i] = high[u][i] = b[u][i] = {0, 0, 0, 0};
+          if (first + u * kStageFeatures >= width) continue;
+          slot[u] = ring.at;
+          ring.full[ring.at].wait(ring.round);
+          const unsigned char* const stage = ring.stages + ring.at * kStageBytes + place;
+#pragma unroll
+          for (int i = 0; i < kChunks; ++i) {
+            const unsigned char* const chunk = stage + i * kWarps / 2 * block_bytes;
+            const int feature = first + u * kStageFeatures + (i * kWarps + warp) * kChunk;
+            low[u][i] = *reinterpret_cast<const uint4*>(chunk);
+            high[u][i] = *reinterpret_cast<const uint4*>(chunk + high_half);
+            if (g < rows && feature < width) b[u][i] = *reinterpret_cast<const uint4*>(x_row + feature);
+          }
+          ring.next();
+        }
+#pragma unroll
+        for (int u = 0; u < kStagesAtOnce; ++u) {
+#pragma unroll
+          for (int i = 0; i < kChunks; ++i) {
+            const uint4 l = low[u][i], h = high[u][i], v = b[u][i];
+            multiply_add(sum[2 * i], l.x, h.x, l.y, h.y, v.x, v.y);
+            multiply_add(sum[2 * i + 1], l.z, h.z, l.w, h.w, v.z, v.w);
+          }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int u = 0; u < kStagesAtOnce; ++u)
+          if (lane == 0 && slot[u] >= 0) ring.empty[slot[u]].arrive();
+      }
+      float* const sums = shared.sums + (static_cast<int>(index - begin) * kWarps + warp) * of_warp;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int row = 2 * t + j % 2;
+        float all = 0;
+#pragma unroll
+        for (int i = 0; i < 2 * kChunks; ++i) all += sum[i][j];
+        if (row < rows) sums[row * kSumsPitch + of_tile + j / 2 * 8] = all;
+      }
+    }
+    sync();
+    const auto sums_of = [&](int place) {
+      return shared.sums + place / kTile / rows * kWarps * of_warp + place / kTile % rows * kSumsPitch +
+             place % kTile;
+    };
+    output.write(sums_of(thread), of_warp);
+    const int places = static_cast<int>(end - begin) * rows * kTile;
+#pragma unroll 1
+    for (int place = thread + kThreads; place < places; place += kThreads)
+      Output(words, phase, begin, end - begin, place).write(sums_of(place), of_warp);
+    begin = end;
+    if (begin < tiles.end) sync();
+  }
+}
+
+}  // namespace megalodon::ops::cuda::step_program

@@ -1,0 +1,103 @@
+#pragma once
+#include <cstdint>
+
+#include "ops/attention_step/cuda.h"
+#include "ops/cuda_barrier.h"
+#include "ops/norm_cema_step/cuda.h"
+#include "ops/skinny_linear/cuda.h"
+
+// What a step program consists of, and how a block's shared memory is laid out for it.
+namespace megalodon::ops::cuda::step_program {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;  // that compute
+// A warpgroup more, of which one thread brings weights, leaves its registers to those that compute.
+constexpr int kProducers = 128, kFewRegisters = 40, kManyRegisters = 232;
+constexpr int kMostRows = 8;  // as many as a tensor core's product has columns
+constexpr int kTile = kSkinnyTile;
+constexpr int kChunk = 32;  // features of a warp: 8 of each thread of a row
+// Weights [16, 512] of a tile: eight boxes of 64 features, or twice eight of 8 rows where it is of two
+// products.
+constexpr int kBlock = 64, kBlocks = 8, kStageFeatures = kBlocks * kBlock;
+constexpr int kStageBytes = kTile * kStageFeatures * 2;
+constexpr int kChunks = kStageFeatures / (kWarps * kChunk);  // of a warp in a stage
+constexpr int kStagesAtOnce = 2;
+// Of a block. As much as hides the memory's latency: what other warps read waits behind it.
+constexpr int kStagesInFlight = 2;
+constexpr int kMostSums = 16 << 10;  // bytes of sums that wait for each other, about
+constexpr int kSumsPitch = 20;       // of a row's sums of a tile, so that rows lie in other banks
+constexpr int kSplits = 8;           // blocks that share the keys of a head
+constexpr int kMostKeys = 1024;      // of a split
+constexpr int kAtOnce = 4;           // keys that a thread reads before it needs the first
+constexpr int kMostFeatures = 256;   // of a key
+
+// A number that one phase hands to a later one: a bfloat16 above the run's tag, or a float32 beside it. Null
+// where what is read was there before the program, and where nobody reads what is written.
+using Word = std::uint32_t;
+using FloatWord = std::uint64_t;
+
+struct LinearPhase {
+  SkinnyCall call;
+  int first_map;  // of the weights: two for each layer
+  struct {
+    const Word *x, *add;
+    Word* y;
+  } words[kMostSkinnyLayers];
+};
+
+// The blocks of a head of a stream, kSplits for each group of columns, write what joined is its output.
+struct AttentionPhase {
+  AttentionStep<Bfloat16> call;
+  int column_threads;  // that share a group's columns, 8 each; a power of two
+  int groups;
+  int place;           // the same in all phases that have the same position, sizes and base
+  FloatWord* partial;  // [B H, kSplits, dv], relative to the split's largest score
+  FloatWord* moments;  // [B H, kSplits, 2]: that score and the sum of exponentials
+  const Word *z, *v, *gate;
+  Word* o;
+};
+
+struct NormCemaPhase {
+  NormCemaStep<Bfloat16> call;
+  const Word* x;
+  Word *normal, *y;
+};
+
+constexpr int kPhases = 3;  // that are in shared memory
+struct alignas(16) Phase {
+  enum Kind : int { kLinear, kAttention, kJoin, kNormCema } kind;
+  bool waits;  // until all blocks have ended all phases before
+  union {
+    LinearPhase linear;
+    AttentionPhase attention;
+    NormCemaPhase norm_cema;
+  };
+};
+
+// Runs so far; blocks that wait for all others, over the phases that wait; blocks that have ended the
+// program, of which the last makes these two 0 again.
+struct Counters {
+  unsigned runs, arrived, left;
+};
+
+struct Layout {
+  int stages, width, rows;  // width: of the widest input
+  // Tiles whose sums are there at once, and floats of these.
+  __host__ __device__ int tiles() const { return kMostSums / (kWarps * rows * kSumsPitch * 4); }
+  __host__ __device__ int sums() const { return tiles() * kWarps * rows * kSumsPitch; }
+  // Elements; neighbouring rows lie 16 banks apart.
+  __host__ __device__ int row_pitch(int features) const { return features + 32; }
+  // Bytes of what a phase works on: x, or an attention's.
+  __host__ __device__ int work() const {
+    const int input = rows * row_pitch(width) * 2;
+    const int attention = kMostFeatures * 6 + kMostKeys * 4 + kThreads * 8 * 4;
+    return input > attention ? input : attention;
+  }
+  __host__ __device__ int fixed() const {
+    return kPhases * static_cast<int>(sizeof(Phase)) + sums() * 4 + work();
+  }
+  __host__ __device__ int bytes() const {
+    return stages * (kStageBytes + 2 * static_cast<int>(sizeof(Barrier))) + fixed();
+  }
+};
+
+}  // namespace megalodon::ops::cuda::step_program
