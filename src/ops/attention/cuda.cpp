@@ -126,7 +126,7 @@ struct Gradients {
 };
 
 void backward_head(Head head, const Chunks& chunks, int64_t h, const at::Tensor& lse, const at::Tensor& delta,
-                   const at::Tensor& d_o, Gradients out) {
+                   const at::Tensor& d_o, const Gradients& out) {
   const int64_t c = chunks.length;
   const auto weights = at::empty({chunks.count, c, c}, d_o.options()), d_scores = at::empty_like(weights);
   for (int64_t first = 0; first < c; first += kBlock) {
