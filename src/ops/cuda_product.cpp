@@ -47,7 +47,8 @@ class Description {
   Description() { TORCH_CUDABLAS_CHECK(cublasLtMatmulDescInit(&value_, CUBLAS_COMPUTE_32F, CUDA_R_32F)); }
   template <class T>
   void set(cublasLtMatmulDescAttributes_t what, const T& value) {
-    TORCH_CUDABLAS_CHECK(cublasLtMatmulDescSetAttribute(&value_, what, static_cast<const void*>(&value), sizeof value));
+    TORCH_CUDABLAS_CHECK(
+        cublasLtMatmulDescSetAttribute(&value_, what, static_cast<const void*>(&value), sizeof value));
   }
   cublasLtMatmulDesc_t get() { return &value_; }
 
