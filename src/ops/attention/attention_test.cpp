@@ -233,9 +233,10 @@ TEST(Attention, GradientsMeetFiniteDifferences) {
 }
 
 TEST(Attention, NamesWhatDoesNotFit) {
-  const auto zeros = [](at::IntArrayRef shape) { return at::zeros(shape, testing::device()); };
-  const auto x = zeros({2, 3, 4, 8});
-  const auto zero = starts({0, 0});
+  // On the CPU: positions are looked at there alone.
+  const auto zeros = [](at::IntArrayRef shape) { return at::zeros(shape); };
+  const auto starts = [](const std::vector<int64_t>& start) { return at::tensor(start, at::kLong); };
+  const auto x = zeros({2, 3, 4, 8}), zero = starts({0, 0});
   testing::expect_error([&] { attention(x, zeros({2, 3, 3, 8}), x, zero, {}); },
                         "[attention] k: expected a number of heads that divides those of q, got 3 and 4");
   testing::expect_error([&] { attention(x, zeros({2, 3, 4, 7}), x, zero, {}); },

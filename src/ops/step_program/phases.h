@@ -12,7 +12,7 @@ namespace megalodon::ops::cuda::step_program {
 constexpr int kThreads = 256, kWarps = kThreads / 32;  // that compute
 // A warpgroup more, of which one thread brings weights, leaves its registers to those that compute.
 constexpr int kProducers = 128, kFewRegisters = 40, kManyRegisters = 232;
-constexpr int kMostRows = 8;  // as many as a tensor core's product has columns
+constexpr int kMostRows = 4;  // a tensor core's product has room for 8, but then this is no faster
 constexpr int kTile = kSkinnyTile;
 constexpr int kChunk = 32;  // features of a warp: 8 of each thread of a row
 // Weights [16, 512] of a tile: eight boxes of 64 features, or twice eight of 8 rows where it is of two
