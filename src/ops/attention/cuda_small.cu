@@ -4,6 +4,7 @@
 
 #include "ops/attention/cuda.h"
 #include "ops/cuda_device.h"
+#include "ops/cuda_mma.h"
 
 // Attention of short chunks and narrow heads, whose cost is the memory's: a block takes one head of one chunk
 // and holds all its rows in shared memory, so that each is read once. A warp takes strips of 16 rows of the
@@ -25,14 +26,6 @@ constexpr float kLog2E = std::numbers::log2e_v<float>;
 struct Lane {
   int index = static_cast<int>(threadIdx.x % 32), row = index / 4, column = index % 4;
 };
-
-// c [16, 8] += a [16, 16] b [16, 8].
-__device__ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 __device__ float power_of_two(float x) {
   float y;

@@ -2,6 +2,7 @@
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include "ops/cuda_mma.h"
 
 // Instructions of a whole warp that CUDA C++ has no names for. In matrices of 8 x 8 elements of 16 bits, lane
 // 4 r + c has elements (r, 2 c) and (r, 2 c + 1) as a word.
@@ -34,17 +35,6 @@ __device__ inline void store_matrices(const std::uint32_t (&from)[4], std::uint3
                  "r"(from[1]), "r"(from[2]), "r"(from[3])
                  : "memory");
   }
-}
-
-// c [16, 8] += a [16, 16] b [16, 8] in bfloat16. Of a the four 8 x 8 quarters, upper left, lower left, upper
-// right, lower right; of b, transposed, the upper and the lower half; lane 4 r + c has of c (r, 2 c), (r, 2 c
-// + 1), (r + 8, 2 c), (r + 8, 2 c + 1).
-__device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                    std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Two numbers as bfloat16 in a word, the first in its lower half.

@@ -1,6 +1,7 @@
 #include "ops/cuda_device.h"
 #include "ops/cuda_step.h"
 #include "ops/norm_cema_step/cuda.h"
+#include "ops/norm_cema_step/cuda_components.h"
 
 // A block takes a group of features of some streams. `lanes` neighbouring threads share a feature: each has
 // four components of it, in registers for all streams.
@@ -10,31 +11,6 @@ namespace {
 constexpr int kMostThreads = kMostGroupComponents / 4 * 2;  // lanes are a power of two
 static_assert(kMostThreads >= kMostNormStepFeatures);
 constexpr std::int64_t kMostRows = 16;  // of blocks, that share the streams
-
-int lanes_of(std::int64_t N) {
-  int lanes = 1;
-  while (lanes * 4 < N) lanes *= 2;
-  return lanes;
-}
-
-// Four components; zero where there are none.
-struct Complex4 {
-  float re[4], im[4];
-};
-__device__ Complex4 load_complex(const float* from, bool there) {
-  Complex4 c{};
-  if (!there) return c;
-  float first[4], second[4];
-  load(from, first);
-  load(from + 4, second);
-  return {{first[0], first[2], second[0], second[2]}, {first[1], first[3], second[1], second[3]}};
-}
-__device__ void store_complex(const Complex4& c, float* to) {
-  const float first[4] = {c.re[0], c.im[0], c.re[1], c.im[1]},
-              second[4] = {c.re[2], c.im[2], c.re[3], c.im[3]};
-  store(first, to);
-  store(second, to + 4);
-}
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lanes) {
@@ -81,14 +57,7 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
     const T normal = from_float<T>(static_cast<float>(x - mean) * deviation * weight + bias);
     const float input = to_float(normal);
 
-    float y = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float re = q.re[j] * h.re[j] - q.im[j] * h.im[j] + p[j] * input;
-      h.im[j] = q.re[j] * h.im[j] + q.im[j] * h.re[j];
-      h.re[j] = re;
-      y += eta.re[j] * h.re[j] - eta.im[j] * h.im[j];
-    }
+    float y = advance(h, q, p, eta, input);
     if (has_components) store_complex(h, h_here);
     for (int offset = lanes / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
     if (is_first) a.normal[b * a.D + d] = normal;

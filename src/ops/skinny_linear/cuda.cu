@@ -1,6 +1,7 @@
 #include "ops/skinny_linear/cuda.h"
 
 #include "ops/cuda_device.h"
+#include "ops/cuda_mma.h"
 #include "ops/cuda_step.h"
 
 // Products of few rows are the reading of their weights. A block makes 16 outputs of all rows, or 8 where
@@ -30,15 +31,6 @@ __device__ uint4 stream_weights(const Bfloat16* from, bool there) {
       : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
       : "l"(from), "r"(static_cast<int>(there)));
   return v;
-}
-
-// d += a b, a [16, 16], b [16, 8].
-__device__ void multiply_add(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                             unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // Mean (0 for RMS norm) and reciprocal deviation of a row, by a warp.
@@ -239,8 +231,8 @@ __global__ void __launch_bounds__(kMostWarps * 32) forward(const __grid_constant
           uint4 b{0, 0, 0, 0};
           if (8 * n + g < c.rows && begin + i < chunks)
             b = *reinterpret_cast<const uint4*>(x + (8 * n + g) * x_step + (begin + i) * kChunk + 8 * t);
-          multiply_add(sum[n][0], a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y, b.x, b.y);
-          multiply_add(sum[n][S - 1], a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w, b.z, b.w);
+          multiply_add(sum[n][0], {a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y}, b.x, b.y);
+          multiply_add(sum[n][S - 1], {a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w}, b.z, b.w);
         }
         read_weights(i);
       }

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "ops/cuda_step.h"
+#include "ops/norm_cema_step/cuda_components.h"
 #include "ops/rope/cuda_rotation.h"
 #include "ops/step_program/cuda_words.h"
 
@@ -299,24 +300,6 @@ class Join {
   int head_, column_;
 };
 
-// Four components of a feature; zero where there are none.
-struct Complex4 {
-  float re[4], im[4];
-};
-__device__ inline Complex4 load_complex(const float* from, bool there) {
-  Complex4 c{};
-  if (!there) return c;
-  const float4 first = __ldcg(reinterpret_cast<const float4*>(from)),
-               second = __ldcg(reinterpret_cast<const float4*>(from + 4));
-  return {{first.x, first.z, second.x, second.z}, {first.y, first.w, second.y, second.w}};
-}
-
-__host__ __device__ inline int lanes_of(std::int64_t N) {
-  int lanes = 1;
-  while (lanes * 4 < N) lanes *= 2;
-  return lanes;
-}
-
 // Timestep norm and moving average of a group of features of a stream. `lanes` threads share a feature: each
 // has four components of it.
 class NormCema {
@@ -382,18 +365,8 @@ class NormCema {
     const Bfloat16 normal =
         from_float<Bfloat16>(static_cast<float>(x - mean) * deviation * (1 + weight_) + bias_);
     const float input = to_float(normal);
-    float y = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float re = q_.re[j] * h_.re[j] - q_.im[j] * h_.im[j] + p_[j] * input;
-      h_.im[j] = q_.re[j] * h_.im[j] + q_.im[j] * h_.re[j];
-      h_.re[j] = re;
-      y += eta_.re[j] * h_.re[j] - eta_.im[j] * h_.im[j];
-    }
-    if (has_components_) {
-      auto* const to = reinterpret_cast<float4*>(a_.h + at_h_);
-      to[0] = {h_.re[0], h_.im[0], h_.re[1], h_.im[1]}, to[1] = {h_.re[2], h_.im[2], h_.re[3], h_.im[3]};
-    }
+    float y = advance(h_, q_, p_, eta_, input);
+    if (has_components_) store_complex(h_, a_.h + at_h_);
     for (int offset = lanes_of(a_.N) / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
     if (is_first_) words_.write(phase_.normal, a_.normal, at, normal);
     if (is_first_ && a_.N > 0) words_.write(phase_.y, a_.y, at, from_float<Bfloat16>(y + omega_ * input));

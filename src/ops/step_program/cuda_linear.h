@@ -1,19 +1,11 @@
 #pragma once
 #include "ops/cuda_hopper.h"
+#include "ops/cuda_mma.h"
 #include "ops/step_program/cuda_words.h"
 
 // Linear layers. A block makes some tiles of 16 outputs; its warps share the features. As the order of a
 // sum's terms is free, weights and x agree that a thread has 8 neighbouring features.
 namespace megalodon::ops::cuda::step_program {
-
-// d += a b, a [16, 16], b [16, 8].
-__device__ inline void multiply_add(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                    unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 struct alignas(16) Moments {
   float count, mean, squares;  // squares: of the distances to the mean
@@ -301,8 +293,8 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
 #pragma unroll
           for (int i = 0; i < kChunks; ++i) {
             const uint4 l = low[u][i], h = high[u][i], v = b[u][i];
-            multiply_add(sum[2 * i], l.x, h.x, l.y, h.y, v.x, v.y);
-            multiply_add(sum[2 * i + 1], l.z, h.z, l.w, h.w, v.z, v.w);
+            multiply_add(sum[2 * i], {l.x, h.x, l.y, h.y}, v.x, v.y);
+            multiply_add(sum[2 * i + 1], {l.z, h.z, l.w, h.w}, v.z, v.w);
           }
         }
         __syncwarp();
