@@ -223,6 +223,18 @@ TEST(Run, StopsWhereTenStepsAreNotFinite) {
   EXPECT_TRUE(contains(outcome.err, "error: 10 steps in a row were not finite"));
 }
 
+TEST(Bench, WritesATrace) {
+  const TemporaryFolder f;
+  const auto traced = [&](const std::string& file) -> std::vector<std::string> {
+    return {"bench",    "train", "--preset",  "11M", "--batch",   "1",       "--context",        "32",
+            "--device", "cpu",   "--repeats", "1",   "--profile", "--trace", (f / file).string()};
+  };
+  const auto outcome = run(f, traced("trace.json"));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_FALSE(Json::parse(read_file(f / "trace.json"))["traceEvents"].empty());
+  expect_refusal(f, traced("nowhere/trace.json"), 2, {"nowhere/trace.json", "folder"});
+}
+
 // A limit on file sizes stands for a full disk: the write fails part of the way.
 TEST(Run, KeepsTheOldCheckpointWhenTheDiskIsFull) {
   const TemporaryFolder f;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <functional>
 
 #include "base/error.h"
@@ -441,6 +442,8 @@ void bench_operators(const Options& o) {
 
 int run(Options o) {
   o.on = ops::open_device(o.device);
+  if (!o.trace.empty() && !std::ofstream(o.trace))
+    fail_request("the trace cannot be written", o.trace, "name a file in a folder that is there");
   at::manual_seed(1);
   if (o.what == "train") bench_train(o);
   if (o.what == "prefill") bench_prefill(o);
