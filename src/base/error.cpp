@@ -27,6 +27,14 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
+std::string excerpt(std::string_view text) {
+  constexpr std::size_t kMost = 60;
+  if (text.size() <= kMost) return one_line(text);
+  std::size_t end = kMost - 3;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // not inside a character
+  return one_line(text.substr(0, end)) + "...";
+}
+
 Error::Error(Kind kind, std::string_view what, std::string_view where, std::string_view what_to_do)
     : std::runtime_error(message(what, where, what_to_do)), kind_(kind) {}
 

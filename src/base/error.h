@@ -10,6 +10,9 @@ namespace megalodon {
 // that names out of a hostile file neither forge lines nor steer the terminal.
 std::string one_line(std::string_view text);
 
+// One line of the beginning of `text`, 60 bytes at most: what is out of a file may be of any length.
+std::string excerpt(std::string_view text);
+
 // "a, b, c": the names to choose from, for messages.
 template <class Names>
 std::string joined(const Names& names) {

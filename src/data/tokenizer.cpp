@@ -177,7 +177,7 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, std::stri
   }
   const auto type = json_member<std::string>(json, "type", where);
   if (type != "byte" && type != "character" && type != "symbols") {
-    fail_request("unknown tokenizer type \"" + type + "\"", where,
+    fail_request("unknown tokenizer type \"" + excerpt(type) + "\"", where,
                  "use \"byte\", \"character\" or \"symbols\"");
   }
   const std::string_view vocabulary = type == "byte"        ? "type"
@@ -186,7 +186,8 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string_view text, std::stri
   for (const auto& [key, value] : json.items()) {
     if (key != "type" && key != vocabulary) {
       std::string what("unknown member \"");
-      fail_request(what.append(key).append("\" of a ").append(type).append(" tokenizer"), where, "remove it");
+      fail_request(what.append(excerpt(key)).append("\" of a ").append(type).append(" tokenizer"), where,
+                   "remove it");
     }
   }
   if (type == "byte") return make_byte_tokenizer();

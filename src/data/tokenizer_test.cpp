@@ -210,6 +210,9 @@ TEST(TokenizerFile, RefusesWhatItIsNot) {
   refused("{\"model\": {}}", "not a tokenizer of this program");
   refused("{\"type\": 3}", "type");
   refused("{\"type\": \"bpe\"}", "unknown tokenizer type \"bpe\"");
+  refused("{\"type\": \"" + std::string(1000, 'x') + "\"}", "type \"" + std::string(57, 'x') + "...\"");
+  refused("{\"type\": \"byte\", \"" + std::string(56, 'x') + "\u00e9tail\": 1}",
+          "member \"" + std::string(56, 'x') + "...\"");
   refused("{\"type\": \"character\"}", "characters");
   refused("{\"type\": \"character\", \"characters\": \"\"}", "without characters");
   refused("{\"type\": \"character\", \"characters\": \"ba\"}", "not in ascending order");

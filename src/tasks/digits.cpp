@@ -17,10 +17,6 @@ constexpr std::uint64_t power_of_ten(std::int64_t exponent) {
   return power;
 }
 
-std::string shortened(std::string_view text) {
-  return one_line(text.size() <= 60 ? text : std::string(text.substr(0, 57)) + "...");
-}
-
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
 }
@@ -120,11 +116,11 @@ std::vector<std::string> digits_and(std::string_view signs) {
 }
 
 void fail_difficulty(std::string_view task, std::string_view text, std::string_view range) {
-  fail_request("no difficulty of " + std::string(task) + ": '" + shortened(text) + "'", "difficulty", range);
+  fail_request("no difficulty of " + std::string(task) + ": '" + excerpt(text) + "'", "difficulty", range);
 }
 
 void fail_prompt(std::string_view what, std::string_view prompt, std::string_view format) {
-  fail_request(what, "prompt \"" + shortened(prompt) + "\"", format);
+  fail_request(what, "prompt \"" + excerpt(prompt) + "\"", format);
 }
 
 void check_rung(const Task& task, std::int64_t base, std::int64_t round) {

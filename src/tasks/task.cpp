@@ -41,8 +41,7 @@ const Task& find_task(std::string_view name) {
   for (const Task* task : all_tasks()) {
     if (task->name() == name) return *task;
   }
-  fail_request("unknown task '" + one_line(name.substr(0, 60)) + "'", "task",
-               "use one of " + joined(task_names()));
+  fail_request("unknown task '" + excerpt(name) + "'", "task", "use one of " + joined(task_names()));
 }
 
 std::vector<std::string_view> task_names() {
