@@ -35,9 +35,8 @@ __device__ void prefetch_phase(const Phase& phase, unsigned char* work, Attentio
     const int out = tile.first + thread * 32;
     if (layer.bias != nullptr && out < layer.out && thread < 8) prefetch(layer.bias + out);
   } else if (phase.kind == Phase::kAttention) {
-    const auto& a = phase.attention;
-    if (item < static_cast<int>(a.call.B * a.call.H) * a.groups * kSplits)
-      Attention(Words(0), a, work, place).prefetch(item);
+    if (item < Attention::items(phase.attention))
+      Attention(Words(0), phase.attention, work, place).prefetch(item);
   } else if (phase.kind == Phase::kNormCema) {
     if (item < NormCema::items(phase.norm_cema)) NormCema(Words(0), phase.norm_cema).prefetch(item);
   }
@@ -100,12 +99,9 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
         case Phase::kLinear:
           linear(words, phase.linear, layout, shared, ring);
           break;
-        case Phase::kAttention: {
-          const auto& a = phase.attention;
-          do_items(Attention(words, a, shared.work, place),
-                   static_cast<int>(a.call.B * a.call.H) * a.groups * kSplits);
+        case Phase::kAttention:
+          do_items(Attention(words, phase.attention, shared.work, place), Attention::items(phase.attention));
           break;
-        }
         case Phase::kJoin:
           do_items(Join(words, phase.attention), Join::items(phase.attention));
           break;
@@ -154,16 +150,11 @@ bool StepProgram::takes(const StepCall& call) {
 StepProgram::StepProgram(std::vector<StepCall> calls) : calls_(std::move(calls)) {
   for (const auto& call : calls_) {
     ++phases_;
-    if (const auto* c = std::get_if<SkinnyCall>(&call)) {
-      maps_ += static_cast<std::size_t>(2 * c->layers);
-      for (int i = 0; i < c->layers; ++i) words_ += round_up(c->rows * c->layer[i].out);
-    } else if (const auto* n = std::get_if<NormCemaStep<Bfloat16>>(&call)) {
-      words_ += 2 * round_up(n->B * n->D);
-    } else {
-      const auto& a = std::get<AttentionStep<Bfloat16>>(call);
+    for (const auto& output : outputs_of(call)) words_ += round_up(output.count);
+    if (const auto* c = std::get_if<SkinnyCall>(&call)) maps_ += static_cast<std::size_t>(2 * c->layers);
+    if (const auto* a = std::get_if<AttentionStep<Bfloat16>>(&call)) {
       ++phases_;
-      words_ += round_up(a.B * a.H * a.dv);
-      float_words_ += static_cast<std::size_t>(a.B * a.H * kSplits * (a.dv + 2));
+      float_words_ += static_cast<std::size_t>(a->B * a->H * kSplits * (a->dv + 2));
     }
   }
 }
@@ -239,7 +230,7 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
     phase.waits = handover.overwrites_input();
     phases.push_back(phase);
     if (phase.kind != Phase::kAttention) continue;
-    phase.kind = Phase::kJoin;
+    phase.kind = Phase::kJoin, phase.waits = false;
     phases.push_back(phase);
   }
   const auto fill = [](void* to, const auto& from) {

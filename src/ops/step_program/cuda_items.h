@@ -46,6 +46,9 @@ class Attention {
     row_ = thread_ / p_.column_threads, rows_ = kThreads / p_.column_threads;
   }
 
+  __device__ static int items(const AttentionPhase& p) {
+    return static_cast<int>(p.call.B * p.call.H) * p.groups * kSplits;
+  }
   // The item's keys and values, into the second cache.
   __device__ void prefetch(int item) {
     find(item);

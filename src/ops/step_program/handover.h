@@ -15,22 +15,32 @@ inline std::int64_t round_up(std::int64_t words) {
   return ceil_div(words, 4) * 4;
 }
 
+// Numbers that a call makes, in the order in which they get their words.
+struct Numbers {
+  const Bfloat16* plain;
+  std::int64_t count;
+};
+inline std::vector<Numbers> outputs_of(const StepCall& call) {
+  if (const auto* c = std::get_if<SkinnyCall>(&call)) {
+    std::vector<Numbers> outputs;
+    for (int l = 0; l < c->layers; ++l) outputs.push_back({c->layer[l].y, c->rows * c->layer[l].out});
+    return outputs;
+  }
+  if (const auto* n = std::get_if<NormCemaStep<Bfloat16>>(&call))
+    return {{n->normal, n->B * n->D}, {n->y, n->B * n->D}};
+  const auto& a = std::get<AttentionStep<Bfloat16>>(call);
+  return {{a.o, a.B * a.H * a.dv}};
+}
+
 // What the calls of a program leave to each other, by the memory where their outputs would be.
 class Handover {
  public:
   Handover(const std::vector<StepCall>& calls, Word* words) : next_(words) {
     for (std::size_t i = 0; i < calls.size(); ++i) {
-      const auto add = [&](const void* from, std::int64_t bytes) {
-        outputs_.push_back({range(from, bytes), i});
-      };
-      if (const auto* c = std::get_if<SkinnyCall>(&calls[i])) {
-        for (int l = 0; l < c->layers; ++l) add(c->layer[l].y, 2 * c->rows * c->layer[l].out);
-      } else if (const auto* n = std::get_if<NormCemaStep<Bfloat16>>(&calls[i])) {
-        add(n->normal, 2 * n->B * n->D), add(n->y, 2 * n->B * n->D), add(n->next_count, 8 * n->B);
-      } else {
-        const auto& a = std::get<AttentionStep<Bfloat16>>(calls[i]);
-        add(a.o, 2 * a.B * a.H * a.dv);
-      }
+      for (const auto& [plain, count] : outputs_of(calls[i]))
+        outputs_.push_back({range(plain, 2 * count), i});
+      if (const auto* n = std::get_if<NormCemaStep<Bfloat16>>(&calls[i]))
+        outputs_.push_back({range(n->next_count, 8 * n->B), i});
     }
   }
 
