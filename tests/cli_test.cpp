@@ -235,6 +235,19 @@ TEST(Bench, WritesATrace) {
   expect_refusal(f, traced("nowhere/trace.json"), 2, {"nowhere/trace.json", "folder"});
 }
 
+TEST(Bench, DecodesAtEachSize) {
+  const TemporaryFolder f;
+  const auto bench = [](const std::string& what) -> std::vector<std::string> {
+    return {"bench",     what,       "--preset", "11M",       "--batch", "1,2",   "--context",
+            "3,1000000", "--device", "cpu",      "--repeats", "1",       "--json"};
+  };
+  const auto outcome = run(f, bench("decode"));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  for (const auto* size : {"batch 1 at 3", "batch 1 at 1000000", "batch 2 at 3", "batch 2 at 1000000"})
+    EXPECT_TRUE(contains(outcome.out, size)) << outcome.out;
+  expect_refusal(f, bench("prefill"), 2, {"--batch", "decode"});
+}
+
 // A limit on file sizes stands for a full disk: the write fails part of the way.
 TEST(Run, KeepsTheOldCheckpointWhenTheDiskIsFull) {
   const TemporaryFolder f;

@@ -31,7 +31,9 @@ namespace {
 
 struct Options {
   std::string what = "train", preset = "11M", device = "auto", compute_type = "bfloat16", trace;
-  int64_t batch = 4, context = 2048, prompt = 36, fresh = 18, repeats = 5, dim = 512;
+  std::vector<int64_t> batches{4}, contexts{2048};
+  int64_t batch = 0, context = 0;  // the present ones of these
+  int64_t prompt = 36, fresh = 18, repeats = 5, dim = 512;
   at::Device on = at::kCPU;
   bool json = false, profiled = false, float8 = false;
   at::ScalarType type() const { return compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat; }
@@ -318,28 +320,20 @@ double bytes_read(const model::LanguageModel& model, const model::StreamState& s
   return bytes;
 }
 
-void bench_decode(const Options& o) {
-  const at::NoGradGuard no_grad;
-  const ops::ConstantWeights constant_weights;
-  const auto model = inference_model(o);
-  double bytes = 0;
-  for (const auto& parameter : model->parameters()) {
-    if (parameter.name.find("embed") == std::string::npos)
-      bytes += static_cast<double>(parameter.value.nbytes());
-  }
-  auto state = model->fresh_state(o.batch);
+void time_decoding(const Options& o, const model::LanguageModel& model, double weight_bytes) {
+  auto state = model.fresh_state(o.batch);
   // Of a far position Megalodon reads the chunk before and is said to stand there: all that its state holds.
-  const auto* const c = std::get_if<model::MegalodonConfig>(&model->config());
+  const auto* const c = std::get_if<model::MegalodonConfig>(&model.config());
   const int64_t length =
       c == nullptr ? o.context : std::min(o.context, c->chunk_size + o.context % c->chunk_size);
-  const auto prompt = at::randint(model::vocab_size(model->config()), {o.batch, length}, o.in(at::kLong));
-  model::stream(*model, prompt, state, {}, [](int64_t, const at::Tensor&) {});
+  const auto prompt = at::randint(model::vocab_size(model.config()), {o.batch, length}, o.in(at::kLong));
+  model::stream(model, prompt, state, {}, [](int64_t, const at::Tensor&) {});
   state.move_to(o.context);
   const auto next = prompt.select(1, 0);
-  generate::Stepper stepper(*model);
+  generate::Stepper stepper(model);
   const auto step = [&] { stepper.step(next, state); };
   step();
-  const double read = bytes + bytes_read(*model, state);
+  const double read = weight_bytes + bytes_read(model, state);
   const double seconds = median_seconds(o, o.repeats * 20, step);
   print(o, {"decode " + o.preset + " " + o.compute_type + " batch " + std::to_string(o.batch) + " at " +
                 std::to_string(o.context),
@@ -349,6 +343,24 @@ void bench_decode(const Options& o) {
             "B",
             {{"tokens_per_second", static_cast<double>(o.batch) / seconds}}});
   if (o.profiled) print_profile(o, step);
+}
+
+void bench_decode(Options o) {
+  const at::NoGradGuard no_grad;
+  const ops::ConstantWeights constant_weights;
+  const auto model = inference_model(o);
+  double bytes = 0;
+  for (const auto& parameter : model->parameters()) {
+    if (parameter.name.find("embed") == std::string::npos)
+      bytes += static_cast<double>(parameter.value.nbytes());
+  }
+  for (const int64_t batch : o.batches) {
+    o.batch = batch;
+    for (const int64_t context : o.contexts) {
+      o.context = context;
+      time_decoding(o, *model, bytes);
+    }
+  }
 }
 
 // An operator, timed on inputs that are made anew by `fresh` until they are too many for the caches of a GPU,
@@ -444,6 +456,10 @@ int run(Options o) {
   o.on = ops::open_device(o.device);
   if (!o.trace.empty() && !std::ofstream(o.trace))
     fail_request("the trace cannot be written", o.trace, "name a file in a folder that is there");
+  if (o.what != "decode" && (o.batches.size() > 1 || o.contexts.size() > 1))
+    fail_request("several sizes for " + o.what, o.batches.size() > 1 ? "--batch" : "--context",
+                 "give one; several are for decode");
+  o.batch = o.batches.front(), o.context = o.contexts.front();
   at::manual_seed(1);
   if (o.what == "train") bench_train(o);
   if (o.what == "prefill") bench_prefill(o);
@@ -469,9 +485,15 @@ void add_bench(CLI::App& program, Run& chosen) {
       ->add_option("--preset", o->preset, "11M, 11M-llama, 14M-nope, 200M, 1.3B, 1.3B-pg19, 7B or 7B-swiglu")
       ->check(CLI::IsMember({"11M", "11M-llama", "14M-nope", "200M", "1.3B", "1.3B-pg19", "7B", "7B-swiglu"}))
       ->capture_default_str();
-  command->add_option("--batch", o->batch, "sequences")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--context", o->context, "tokens a sequence; decode: tokens read before")
+  command->add_option("--batch", o->batches, "sequences; decode: several numbers, with commas between")
       ->check(CLI::PositiveNumber)
+      ->delimiter(',')
+      ->capture_default_str();
+  command
+      ->add_option("--context", o->contexts,
+                   "tokens a sequence; decode: tokens read before, several numbers with commas between")
+      ->check(CLI::PositiveNumber)
+      ->delimiter(',')
       ->capture_default_str();
   command->add_option("--prompt", o->prompt, "generate: tokens of a prompt")
       ->check(CLI::PositiveNumber)
