@@ -246,6 +246,12 @@ TEST(Bench, DecodesAtEachSize) {
   for (const auto* size : {"batch 1 at 3", "batch 1 at 1000000", "batch 2 at 3", "batch 2 at 1000000"})
     EXPECT_TRUE(contains(outcome.out, size)) << outcome.out;
   expect_refusal(f, bench("prefill"), 2, {"--batch", "decode"});
+
+  auto traced = bench("decode");
+  write_text(f / "trace.json", "of before");
+  traced.insert(traced.end(), {"--profile", "--trace", (f / "trace.json").string()});
+  expect_refusal(f, traced, 2, {"--batch", "one trace"});
+  EXPECT_EQ(read_file(f / "trace.json"), "of before");
 }
 
 // A limit on file sizes stands for a full disk: the write fails part of the way.

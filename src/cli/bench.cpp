@@ -454,11 +454,16 @@ void bench_operators(const Options& o) {
 
 int run(Options o) {
   o.on = ops::open_device(o.device);
-  if (!o.trace.empty() && !std::ofstream(o.trace))
+  const char* const several = o.batches.size() > 1    ? "--batch"
+                              : o.contexts.size() > 1 ? "--context"
+                                                      : nullptr;
+  if (several != nullptr && o.what != "decode")
+    fail_request("several sizes for " + o.what, several, "give one; several are for decode");
+  if (several != nullptr && !o.trace.empty())
+    fail_request("several sizes for one trace", several, "give one, or leave out --trace");
+  if (!o.trace.empty() &&
+      !std::ofstream(o.trace, std::ios::app))  // what is there stays until the run is over
     fail_request("the trace cannot be written", o.trace, "name a file in a folder that is there");
-  if (o.what != "decode" && (o.batches.size() > 1 || o.contexts.size() > 1))
-    fail_request("several sizes for " + o.what, o.batches.size() > 1 ? "--batch" : "--context",
-                 "give one; several are for decode");
   o.batch = o.batches.front(), o.context = o.contexts.front();
   at::manual_seed(1);
   if (o.what == "train") bench_train(o);
