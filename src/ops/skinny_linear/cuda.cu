@@ -54,10 +54,6 @@ __device__ float2 moments(const Bfloat16* x, int width, InputNorm norm, float ep
   return {mean, 1 / sqrtf(warp_sum(squares) * scale + eps)};
 }
 
-__device__ bool has_same_input(const SkinnyLayer& a, const SkinnyLayer& b) {
-  return a.x == b.x && a.norm == b.norm && a.norm_weight == b.norm_weight && a.norm_bias == b.norm_bias;
-}
-
 __device__ void prefetch_norm(const SkinnyCall& c, const SkinnyLayer& layer) {
   if (layer.norm == InputNorm::none) return;
   for (int i = static_cast<int>(threadIdx.x) * 32; i < c.width; i += static_cast<int>(blockDim.x) * 32) {

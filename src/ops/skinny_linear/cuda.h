@@ -19,6 +19,10 @@ struct SkinnyLayer {
   unsigned first_tile;  // set by the launch, as SkinnyCall::tiles
 };
 
+__host__ __device__ inline bool has_same_input(const SkinnyLayer& a, const SkinnyLayer& b) {
+  return a.x == b.x && a.norm == b.norm && a.norm_weight == b.norm_weight && a.norm_bias == b.norm_bias;
+}
+
 struct SkinnyCall {
   SkinnyLayer layer[kMostSkinnyLayers];
   int layers, rows, width;  // width: features of x, a multiple of 32

@@ -18,27 +18,34 @@ namespace megalodon::ops::cuda {
 using namespace step_program;
 namespace {
 
-// What the block will take of a phase besides weights and what other phases make.
-__device__ void prefetch_phase(const Phase& phase, unsigned char* work, Attention::Place& place) {
-  const int item = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+// By a warp: what the block will take of a phase besides weights and what other phases make.
+__device__ void prefetch_phase(const Phase& phase, Attention::Position& position) {
+  const int item = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % 32;
   if (phase.kind == Phase::kLinear) {
     const SkinnyCall& c = phase.linear.call;
-    const Tiles tiles(c);
+    const Tiles tiles(phase.linear);
     if (tiles.first == tiles.end) return;
     const Tile tile(c, tiles.first);
     const SkinnyLayer& layer = tile.layer;
 #pragma unroll 1
-    for (int i = thread * 32; layer.norm != InputNorm::none && i < c.width; i += kThreads * 32) {
+    for (int i = lane * 32; layer.norm != InputNorm::none && i < c.width; i += 32 * 32) {
       if (layer.norm_weight != nullptr) prefetch(layer.norm_weight + i);
       if (layer.norm_bias != nullptr) prefetch(layer.norm_bias + i);
     }
-    const int out = tile.first + thread * 32;
-    if (layer.bias != nullptr && out < layer.out && thread < 8) prefetch(layer.bias + out);
+    const int out = tile.first + lane * 32;
+    if (layer.bias != nullptr && out < layer.out && lane < 8) prefetch(layer.bias + out);
   } else if (phase.kind == Phase::kAttention) {
-    if (item < Attention::items(phase.attention))
-      Attention(Words(0), phase.attention, work, place).prefetch(item);
+    if (item < Attention::items(phase.attention)) Attention::prefetch(phase.attention, item, position);
   } else if (phase.kind == Phase::kNormCema) {
-    if (item < NormCema::items(phase.norm_cema)) NormCema(Words(0), phase.norm_cema).prefetch(item);
+    if (item < NormCema::items(phase.norm_cema)) NormCema::prefetch(phase.norm_cema, item);
+  }
+}
+// By a warp, for all phases, two phases ahead of the block.
+__device__ void prefetch_phases(const Phase* phases, int count, const volatile int& present) {
+  Attention::Position position;
+  for (int p = 1; p < count; ++p) {
+    while (present + 2 < p) __nanosleep(100);
+    prefetch_phase(phases[p], position);
   }
 }
 
@@ -61,6 +68,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
     run(const Phase* phases, const CUtensorMap* maps, int count, Counters* counters, Layout layout) {
   if constexpr (kForHopper) {
     extern __shared__ __align__(1024) unsigned char memory[];
+    __shared__ volatile int present;  // phase
     const Shared shared(memory, layout);
     const int thread = static_cast<int>(threadIdx.x);
     const auto copy_phase = [&](int p) {
@@ -73,6 +81,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
       for (int i = 0; i < layout.stages; ++i)
         shared.ring.full[i].start(1), shared.ring.empty[i].start(kWarps);
       barriers_are_started();
+      present = 0;
     }
     copy_phase(0), copy_phase(1);
     __pipeline_commit();
@@ -81,6 +90,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
     if (thread >= kThreads) {
       give_registers<kFewRegisters>();
       if (thread == kThreads) bring_weights(phases, maps, count, shared.ring);
+      if (thread >= kThreads + 32 && thread < kThreads + 64) prefetch_phases(phases, count, present);
       return;
     }
 
@@ -93,7 +103,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
       const Phase& phase = shared.phases[p % kPhases];
       copy_phase(p + 2);
       __pipeline_commit();
-      if (p + 1 < count) prefetch_phase(shared.phases[(p + 1) % kPhases], shared.work, place);
+      if (thread == 0) present = p;
       if (phase.waits) wait_for_all(counters, ++waits * gridDim.x);
       switch (phase.kind) {
         case Phase::kLinear:
@@ -179,7 +189,7 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
   Handover handover(calls_, first_word);
   std::vector<CUtensorMap> maps;
   std::vector<Phase> phases;
-  Layout layout{.stages = 0, .width = 0, .rows = 1};
+  Layout layout{.stages = 0, .width = 0, .rows = 1, .tiles = 0};
   auto* float_word = first_float_word;
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     handover.begin_call(i);
@@ -189,6 +199,14 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
       auto& p = phase.linear;
       p.call = *c, p.first_map = static_cast<int>(maps.size());
       place_tiles(p.call);
+      p.each = p.call.tiles / static_cast<unsigned>(processors);
+      p.more = p.call.tiles % static_cast<unsigned>(processors);
+      for (int l = c->layers - 1; l >= 0; --l) {
+        const auto* const next = l + 1 < c->layers ? &p.call.layer[l + 1] : nullptr;
+        p.words[l].same_until = next == nullptr                          ? p.call.tiles
+                                : has_same_input(p.call.layer[l], *next) ? p.words[l + 1].same_until
+                                                                         : next->first_tile;
+      }
       layout.rows = std::max(layout.rows, c->rows), layout.width = std::max(layout.width, c->width);
       for (int l = 0; l < c->layers; ++l) {
         const auto& layer = c->layer[l];
@@ -240,6 +258,7 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
     if (error != cudaSuccess) return error;
 
   constexpr int kStatic = 1024;  // bytes of shared memory that the kernel has besides
+  layout.tiles = Layout::most_tiles(layout.rows);
   const int room = static_cast<int>(most_shared_memory()) - kStatic - layout.fixed();
   layout.stages = room / (kStageBytes + 2 * static_cast<int>(sizeof(Barrier)));
   const auto shared = static_cast<std::size_t>(layout.bytes());

@@ -20,11 +20,52 @@ __device__ inline void do_items(Work work, int items) {
 
 class Attention {
  public:
-  // What depends on the position alone, of a thread.
-  struct Place {
+  // Of a stream.
+  struct Position {
     int id = -1, b = -1;  // of which phases it is, and of which stream
-    int keys, first_slot;
-    float2 turn;  // of its pair
+    int in_chunk, first_slot;
+
+    // Whether it is a new one.
+    __device__ bool update(const AttentionPhase& p, int b_) {
+      if (id == p.place && b == b_) return false;
+      const std::int64_t position = p.call.start[b_], of_chunk = position % p.call.chunk;
+      id = p.place, b = b_, in_chunk = static_cast<int>(of_chunk);
+      first_slot = static_cast<int>((position - of_chunk) % p.call.C);
+      return true;
+    }
+  };
+  struct Place : Position {
+    float2 turn;  // of the thread's pair
+  };
+  // Head, columns, and the keys of the split.
+  struct Keys {
+    int split, group, head, of_stream, begin, end;  // of_stream: keys that the query sees
+
+    Keys() = default;
+    __device__ Keys(const AttentionPhase& p, int item, const Position& position)
+        : split(item % kSplits),
+          group(item / kSplits % p.groups),
+          head(item / kSplits / p.groups),
+          of_stream(position.in_chunk + 1),
+          first_slot_(position.first_slot),
+          slots_(static_cast<int>(p.call.C)),
+          key_step_(static_cast<int>(p.call.H * p.call.dz)),
+          value_step_(static_cast<int>(p.call.H * p.call.dv)) {
+      const int share = (of_stream + kSplits - 1) / kSplits;
+      begin = min(split * share, of_stream), end = min(begin + share, of_stream);
+      const std::int64_t first = position.b * p.call.C * p.call.H + head % p.call.H;
+      first_key_ = p.call.ring_k + first * p.call.dz, first_value_ = p.call.ring_v + first * p.call.dv;
+    }
+    __device__ Bfloat16* key(int i) const { return first_key_ + slot(i) * key_step_; }
+    __device__ Bfloat16* value(int i) const { return first_value_ + slot(i) * value_step_; }
+
+   private:
+    __device__ int slot(int i) const {
+      const int slot = first_slot_ + i;
+      return slot < slots_ ? slot : slot - slots_;
+    }
+    int first_slot_, slots_, key_step_, value_step_;
+    Bfloat16 *first_key_, *first_value_;  // of the head, in slot 0
   };
 
   __device__ Attention(const Words& words, const AttentionPhase& phase, unsigned char* memory, Place& place)
@@ -34,7 +75,6 @@ class Attention {
         a_(phase.call),
         dz_(static_cast<int>(a_.dz)),
         dv_(static_cast<int>(a_.dv)),
-        slots_(static_cast<int>(a_.C)),
         heads_(static_cast<int>(a_.H)),
         thread_(static_cast<int>(threadIdx.x)),
         query_(reinterpret_cast<float*>(memory)),
@@ -49,25 +89,28 @@ class Attention {
   __device__ static int items(const AttentionPhase& p) {
     return static_cast<int>(p.call.B * p.call.H) * p.groups * kSplits;
   }
-  // The item's keys and values, into the second cache.
-  __device__ void prefetch(int item) {
-    find(item);
-    const int of_key = (dz_ + 63) / 64, of_value = (p_.column_threads * 8 + 63) / 64;  // lines
-    const int first_column = group_ * p_.column_threads * 8;
+  // By a warp: the item's keys and values, into the second cache.
+  __device__ static void prefetch(const AttentionPhase& p, int item, Position& position) {
+    position.update(p, item / kSplits / p.groups / static_cast<int>(p.call.H));
+    const Keys keys(p, item, position);
+    const int dz = static_cast<int>(p.call.dz), dv = static_cast<int>(p.call.dv);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int of_key = (dz + 63) / 64, of_value = (p.column_threads * 8 + 63) / 64;  // lines
+    const int first_column = keys.group * p.column_threads * 8;
 #pragma unroll 1
-    for (int i = thread_; i < (end_ - begin_) * of_key; i += kThreads) {
-      if (i / of_key % p_.groups == group_) cuda::prefetch(key(begin_ + i / of_key) + i % of_key * 64);
-    }
-#pragma unroll 1
-    for (int i = thread_; i < (end_ - begin_) * of_value; i += kThreads) {
-      const int column = first_column + i % of_value * 64;
-      if (column < dv_) cuda::prefetch(value(begin_ + i / of_value) + column);
+    for (int i = keys.begin; i < keys.end; ++i) {
+      if (i % p.groups == keys.group && lane < of_key) cuda::prefetch(keys.key(i) + lane * 64);
+      if (lane < of_value && first_column + lane * 64 < dv)
+        cuda::prefetch(keys.value(i) + first_column + lane * 64);
     }
   }
   // Parameters, the turn of the thread's pair and the first keys.
   __device__ void prepare(int item) {
-    find(item);
-    const int h = head_ % heads_;
+    if (place_.update(p_, item / kSplits / p_.groups / heads_))
+      place_.turn = rotation(place_.in_chunk, rope_frequency(a_.log2_base, thread_, dz_));
+    keys_ = Keys(p_, item, place_);
+    column_ = (keys_.group * p_.column_threads + thread_ % p_.column_threads) * 8;
+    const int h = keys_.head % heads_;
     if (2 * thread_ < dz_) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -76,12 +119,13 @@ class Attention {
         beta_[i] = {read_parameter(a_.beta + at), read_parameter(a_.beta + at + 1)};
       }
     }
-    if (begin_ < end_) read_keys(team_);
+    if (keys_.begin < keys_.end) read_keys(team_);
   }
   __device__ void finish() {
-    if (begin_ < end_) read_values(row_);
-    const bool has_newest = begin_ < end_ && end_ == keys_, has_column = column_ < dv_;
-    const int count = end_ - begin_;
+    if (keys_.begin < keys_.end) read_values(row_);
+    const bool has_newest = keys_.begin < keys_.end && keys_.end == keys_.of_stream,
+               has_column = column_ < dv_;
+    const int count = keys_.end - keys_.begin;
     const uint4 new_value = make_query_and_key(has_newest && has_column);
     score_keys(count);
     sync();
@@ -97,7 +141,7 @@ class Attention {
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         const int i = begin + u * rows_;
-        if (begin_ + i == keys_ - 1) now[u] = new_value;
+        if (keys_.begin + i == keys_.of_stream - 1) now[u] = new_value;
         const float w = i < count ? __expf(weight_[i] - moments.x) : 0;
         float columns[8];
         unpack(now[u], columns);
@@ -108,65 +152,45 @@ class Attention {
     store(sum, of_thread_ + thread_ * 8);
     sync();
     const int width = p_.column_threads * 8;
-    const std::int64_t at = std::int64_t{head_} * kSplits + split_;
+    const std::int64_t at = std::int64_t{keys_.head} * kSplits + keys_.split;
 #pragma unroll 1
-    for (int i = thread_; i < width && group_ * width + i < dv_; i += kThreads) {
+    for (int i = thread_; i < width && keys_.group * width + i < dv_; i += kThreads) {
       float all = 0;
 #pragma unroll 4
       for (int r = 0; r < rows_; ++r) all += of_thread_[r * width + i];
-      words_.write(p_.partial + at * dv_ + group_ * width + i, all);
+      words_.write(p_.partial + at * dv_ + keys_.group * width + i, all);
     }
-    if (group_ == 0 && thread_ == 0)
+    if (keys_.group == 0 && thread_ == 0)
       words_.write(p_.moments + 2 * at, moments.x), words_.write(p_.moments + 2 * at + 1, moments.y);
     if (has_newest) {
-      if (group_ == 0 && thread_ * 8 < dz_)
-        *reinterpret_cast<uint4*>(key(keys_ - 1) + thread_ * 8) =
+      if (keys_.group == 0 && thread_ * 8 < dz_)
+        *reinterpret_cast<uint4*>(keys_.key(keys_.of_stream - 1) + thread_ * 8) =
             *reinterpret_cast<const uint4*>(newest_ + thread_ * 8);
-      if (row_ == 0 && has_column) *reinterpret_cast<uint4*>(value(keys_ - 1) + column_) = new_value;
+      if (row_ == 0 && has_column)
+        *reinterpret_cast<uint4*>(keys_.value(keys_.of_stream - 1) + column_) = new_value;
     }
     sync();  // all is read before a further item's query is made
   }
 
  private:
-  // Head, columns, and the keys of the split.
-  __device__ void find(int item) {
-    split_ = item % kSplits, group_ = item / kSplits % p_.groups, head_ = item / kSplits / p_.groups;
-    const int b = head_ / heads_, h = head_ % heads_;
-    if (place_.id != p_.place || place_.b != b) {
-      const std::int64_t position = a_.start[b], in_chunk = position % a_.chunk;
-      place_ = {p_.place, b, static_cast<int>(in_chunk) + 1, static_cast<int>((position - in_chunk) % a_.C),
-                rotation(in_chunk, rope_frequency(a_.log2_base, thread_, dz_))};
-    }
-    keys_ = place_.keys, first_slot_ = place_.first_slot;
-    const int share = (keys_ + kSplits - 1) / kSplits;
-    begin_ = min(split_ * share, keys_), end_ = min(begin_ + share, keys_);
-    const std::int64_t first = std::int64_t{b} * a_.C * a_.H + h;
-    first_key_ = a_.ring_k + first * dz_, first_value_ = a_.ring_v + first * dv_;
-    column_ = (group_ * p_.column_threads + thread_ % p_.column_threads) * 8;
-  }
-  __device__ int slot(int i) const {
-    const int slot = first_slot_ + i;
-    return slot < slots_ ? slot : slot - slots_;
-  }
-  __device__ Bfloat16* key(int i) const { return first_key_ + slot(i) * heads_ * dz_; }
-  __device__ Bfloat16* value(int i) const { return first_value_ + slot(i) * heads_ * dv_; }
   // Of the split's keys from `begin` on every so many; of the newest what its slot held before.
   __device__ void read_keys(int begin) {
     if (lane_ * 8 >= dz_) return;
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u)
-      k_[u] = read_pack(key(min(begin_ + begin + u * teams_, end_ - 1)) + lane_ * 8);
+      k_[u] = read_pack(keys_.key(min(keys_.begin + begin + u * teams_, keys_.end - 1)) + lane_ * 8);
   }
   __device__ void read_values(int begin) {
     if (column_ >= dv_) return;
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u)
-      v_[u] = read_pack(value(min(begin_ + begin + u * rows_, end_ - 1)) + column_);
+      v_[u] = read_pack(keys_.value(min(keys_.begin + begin + u * rows_, keys_.end - 1)) + column_);
   }
   // Each warp finds the deviation for itself. Returns the thread's columns of the new value, if it wants
   // them.
   __device__ uint4 make_query_and_key(bool wants_value) {
-    const std::int64_t z = std::int64_t{head_} * dz_, value_at = std::int64_t{head_} * dv_ + column_;
+    const std::int64_t z = std::int64_t{keys_.head} * dz_,
+                       value_at = std::int64_t{keys_.head} * dv_ + column_;
     const int pack_at = thread_ % 32 * 8;
     const bool has_pack = pack_at < dz_, has_pair = 2 * thread_ < dz_;
     uint4 pack{0, 0, 0, 0}, value{0, 0, 0, 0};
@@ -213,7 +237,7 @@ class Attention {
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         if (lane_ * 8 >= dz_) continue;
-        if (begin_ + begin + u * teams_ + team_ == keys_ - 1)
+        if (keys_.begin + begin + u * teams_ + team_ == keys_.of_stream - 1)
           now[u] = *reinterpret_cast<const uint4*>(newest_ + lane_ * 8);
         float features[8];
         unpack(now[u], features);
@@ -246,14 +270,14 @@ class Attention {
   Place& place_;
   const AttentionPhase& p_;
   const AttentionStep<Bfloat16>& a_;
-  const int dz_, dv_, slots_, heads_, thread_;
+  const int dz_, dv_, heads_, thread_;
   float *query_, *weight_, *of_thread_;  // [kMostFeatures], [kMostKeys], [kThreads, 8]
   Bfloat16* newest_;                     // key, [kMostFeatures]
   int lanes_ = 1, lane_, team_, teams_;  // a team of threads takes a key, each 8 features of it
   int row_, rows_;                       // of keys, for values
-  int split_, group_, head_, keys_, first_slot_, begin_, end_, column_;
-  Bfloat16 *first_key_, *first_value_;  // of the head, in slot 0
-  float2 gamma_[2], beta_[2];           // gamma and beta for query and key
+  Keys keys_;
+  int column_;
+  float2 gamma_[2], beta_[2];  // gamma and beta for query and key
   uint4 k_[kAtOnce], v_[kAtOnce];
 };
 
@@ -311,21 +335,24 @@ class NormCema {
       : words_(words), phase_(phase), a_(phase.call), K_(static_cast<int>(a_.D / a_.G)) {}
   __device__ static int items(const NormCemaPhase& p) { return static_cast<int>(p.call.G * p.call.B); }
 
-  // Parameters and states, into the second cache.
-  __device__ void prefetch(int item) {
-    const int G = static_cast<int>(a_.G), thread = static_cast<int>(threadIdx.x);
-    const std::int64_t d = std::int64_t{item % G} * K_, component = d * a_.N;
-    const float* const h = a_.h + 2 * (std::int64_t{item / G} * a_.D * a_.N + component);
-    const int components = K_ * static_cast<int>(a_.N);
+  // By a warp: parameters and states, into the second cache.
+  __device__ static void prefetch(const NormCemaPhase& phase, int item) {
+    const auto& a = phase.call;
+    const int G = static_cast<int>(a.G), K = static_cast<int>(a.D / a.G);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const std::int64_t d = std::int64_t{item % G} * K, component = d * a.N;
+    const float* const h = a.h + 2 * (std::int64_t{item / G} * a.D * a.N + component);
+    const int components = K * static_cast<int>(a.N);
 #pragma unroll 1
-    for (int i = thread * 32; i < 2 * components; i += kThreads * 32) {
-      cuda::prefetch(a_.q + 2 * component + i), cuda::prefetch(a_.eta + 2 * component + i),
+    for (int i = lane * 32; i < 2 * components; i += 32 * 32) {
+      cuda::prefetch(a.q + 2 * component + i), cuda::prefetch(a.eta + 2 * component + i),
           cuda::prefetch(h + i);
-      if (i < components) cuda::prefetch(a_.p + component + i);
+      if (i < components) cuda::prefetch(a.p + component + i);
     }
-    for (int i = thread * 32; i < K_; i += kThreads * 32) {
-      cuda::prefetch(a_.weight + d + i), cuda::prefetch(a_.bias + d + i);
-      if (a_.N > 0) cuda::prefetch(a_.omega + d + i);
+#pragma unroll 1
+    for (int i = lane * 32; i < K; i += 32 * 32) {
+      cuda::prefetch(a.weight + d + i), cuda::prefetch(a.bias + d + i);
+      if (a.N > 0) cuda::prefetch(a.omega + d + i);
     }
   }
   // Parameters and states.

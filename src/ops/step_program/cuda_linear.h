@@ -42,11 +42,8 @@ struct Shared {
 // A block's share of a call's tiles.
 struct Tiles {
   unsigned first, end;
-  __device__ explicit Tiles(const SkinnyCall& c) {
-    const unsigned each = c.tiles / gridDim.x, more = c.tiles % gridDim.x;
-    first = blockIdx.x * each + min(blockIdx.x, more);
-    end = first + each + (blockIdx.x < more);
-  }
+  __device__ explicit Tiles(const LinearPhase& p)
+      : first(blockIdx.x * p.each + min(blockIdx.x, p.more)), end(first + p.each + (blockIdx.x < p.more)) {}
 };
 
 // 16 outputs of a layer, from `first` on, or 8 of two products.
@@ -74,7 +71,7 @@ __device__ inline void bring_weights(const Phase* phases, const CUtensorMap* map
   for (int p = 0; p < count; ++p) {
     if (phases[p].kind != Phase::kLinear) continue;
     const SkinnyCall& c = phases[p].linear.call;
-    const Tiles tiles(c);
+    const Tiles tiles(phases[p].linear);
     for (unsigned index = tiles.first; index < tiles.end; ++index) {
       const Tile tile(c, index);
       const CUtensorMap* const map = maps + phases[p].linear.first_map + 2 * (&tile.layer - c.layer);
@@ -96,10 +93,6 @@ __device__ inline void bring_weights(const Phase* phases, const CUtensorMap* map
       }
     }
   }
-}
-
-__device__ inline bool has_same_input(const SkinnyLayer& a, const SkinnyLayer& b) {
-  return a.x == b.x && a.norm == b.norm && a.norm_weight == b.norm_weight && a.norm_bias == b.norm_bias;
 }
 
 // The rows of a layer's input, normalised, into `to` [rows, pitch]. Warps share a row where there are fewer
@@ -248,17 +241,15 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
   auto* const x = reinterpret_cast<Bfloat16*>(shared.work);
   const int width = c.width, rows = c.rows, pitch = layout.row_pitch(width), of_warp = rows * kSumsPitch;
   const Bfloat16* const x_row = x + g * pitch + 8 * t;
-  const Tiles tiles(c);
-  const SkinnyLayer* read_of = nullptr;
+  const Tiles tiles(phase);
+  unsigned input_until = 0;  // tiles whose input is in shared memory
   for (unsigned begin = tiles.first; begin < tiles.end;) {
-    const SkinnyLayer& layer = Tile(c, begin).layer;
-    unsigned end = begin + 1;
-    while (end < tiles.end && end < begin + layout.tiles() && has_same_input(layer, Tile(c, end).layer))
-      ++end;
+    const auto layer = static_cast<int>(&Tile(c, begin).layer - c.layer);
+    const unsigned same_until = phase.words[layer].same_until;
+    const unsigned end = min(min(tiles.end, same_until), begin + layout.tiles);
     Output output(words, phase, begin, end - begin, thread);
-    if (read_of == nullptr || !has_same_input(*read_of, layer))
-      read_input(words, phase, static_cast<int>(&layer - c.layer), x, pitch);
-    read_of = &layer;
+    if (begin >= input_until) read_input(words, phase, layer, x, pitch);
+    input_until = same_until;
 
     for (unsigned index = begin; index < end; ++index) {
       const bool has_up = Tile(c, index).layer.up != nullptr;

@@ -37,10 +37,12 @@ using FloatWord = std::uint64_t;
 
 struct LinearPhase {
   SkinnyCall call;
-  int first_map;  // of the weights: two for each layer
+  unsigned each, more;  // tiles of a block, and blocks that have one more
+  int first_map;        // of the weights: two for each layer
   struct {
     const Word *x, *add;
     Word* y;
+    unsigned same_until;  // the first tile whose input is another
   } words[kMostSkinnyLayers];
 };
 
@@ -81,9 +83,12 @@ struct Counters {
 
 struct Layout {
   int stages, width, rows;  // width: of the widest input
-  // Tiles whose sums are there at once, and floats of these.
-  __host__ __device__ int tiles() const { return kMostSums / (kWarps * rows * kSumsPitch * 4); }
-  __host__ __device__ int sums() const { return tiles() * kWarps * rows * kSumsPitch; }
+  unsigned tiles;           // whose sums are there at once
+  static unsigned most_tiles(int rows) {
+    return static_cast<unsigned>(kMostSums / (kWarps * rows * kSumsPitch * 4));
+  }
+  // Floats.
+  __host__ __device__ int sums() const { return static_cast<int>(tiles) * kWarps * rows * kSumsPitch; }
   // Elements; neighbouring rows lie 16 banks apart.
   __host__ __device__ int row_pitch(int features) const { return features + 32; }
   // Bytes of what a phase works on: x, or an attention's.
