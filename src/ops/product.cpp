@@ -2,12 +2,15 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <memory>
 #include <unordered_map>
 
 #include "base/parallel.h"
+#include "ops/device.h"
+#include "ops/registered.h"
 #include "ops/simd_dispatch.h"
 
 namespace megalodon::ops {
@@ -57,6 +60,39 @@ bool is_for_onednn(const at::Tensor& a, const at::Tensor& b) {
   return is_float_for_onednn() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
          is_worth_it(a, b.size(-1)) &&
          !(at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad()));
+}
+
+// Whether rows or columns lie in memory, at addresses that are multiples of 16 bytes.
+bool is_aligned(const at::Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 &&
+         ((x.stride(1) == 1 && x.stride(0) % 8 == 0) || (x.stride(0) == 1 && x.stride(1) % 8 == 0));
+}
+bool has_aligned_rows(const at::Tensor& x) {
+  return x.stride(1) == 1 && is_aligned(x);
+}
+
+// Products of bfloat16 matrices on a GPU that the plugin makes.
+bool is_for_plugin(const at::Tensor& a, const at::Tensor& b) {
+  return a.is_cuda() && a.dim() == 2 && a.scalar_type() == at::kBFloat16 &&
+         b.scalar_type() == at::kBFloat16 && has_cuda_kernels() && a.numel() > 0 && b.numel() > 0 &&
+         is_aligned(a) && is_aligned(b) && b.size(1) % 8 == 0 &&
+         !(at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad()));
+}
+
+using Optional = std::optional<at::Tensor>;
+// y = a b + bias + added.
+void plugin_product(const at::Tensor& y, const at::Tensor& a, const at::Tensor& b, const Optional& bias = {},
+                    const Optional& added = {}) {
+  static const auto op =
+      registered<void(at::Tensor, const at::Tensor&, const at::Tensor&, const Optional&, const Optional&)>(
+          "megalodon::product_into");
+  op.call(y, a, b, bias, added);
+}
+at::Tensor new_plugin_product(const at::Tensor& a, const at::Tensor& b, at::ScalarType type,
+                              const Optional& bias = {}) {
+  const auto y = at::empty({a.size(0), b.size(1)}, a.options().dtype(type));
+  plugin_product(y, a, b, bias);
+  return y;
 }
 
 bool is_faster_in_order(at::ScalarType type) {
@@ -125,21 +161,27 @@ at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b, const at::Te
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   const bool stacked = a.dim() == 3;
+  if (is_for_plugin(a, b)) return new_plugin_product(a, b, a.scalar_type());
   if (is_for_onednn(a, b)) return stacked ? onednn_products(a, b) : onednn_product(a, b);
   return stacked ? at::bmm(a, b) : at::mm(a, b);
 }
 
 at::Tensor product_with_bias(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
+  if (is_for_plugin(a, b) && bias.scalar_type() == a.scalar_type() && bias.is_contiguous())
+    return new_plugin_product(a, b, a.scalar_type(), bias);
   return is_for_onednn(a, b) ? onednn_product(a, b, bias) : at::addmm(bias, a, b);
 }
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, at::ScalarType type) {
   if (type == a.scalar_type() || !a.is_cuda()) return product(a, b).to(type);
+  if (type == at::kFloat && is_for_plugin(a, b)) return new_plugin_product(a, b, type);
   return a.dim() == 3 ? at::bmm(a, b, type) : at::mm(a, b, type);
 }
 
 void put_product(at::Tensor to, const at::Tensor& a, const at::Tensor& b) {
-  if (is_for_onednn(a, b))
+  if (is_for_plugin(a, b) && to.scalar_type() == a.scalar_type() && has_aligned_rows(to))
+    plugin_product(to, a, b);
+  else if (is_for_onednn(a, b))
     to.copy_(onednn_product(a, b));
   else
     at::mm_out(to, a, b);
@@ -149,6 +191,8 @@ void add_product(at::Tensor sum, const at::Tensor& a, const at::Tensor& b) {
   const auto type = sum.scalar_type();
   if (a.is_cpu() && (type != a.scalar_type() || is_for_onednn(a, b))) {
     sum.add_(product(a, b));
+  } else if (is_for_plugin(a, b) && (type == at::kFloat || type == at::kBFloat16) && has_aligned_rows(sum)) {
+    plugin_product(sum, a, b, {}, sum);
   } else if (type == a.scalar_type()) {
     a.dim() == 3 ? sum.baddbmm_(a, b) : sum.addmm_(a, b);
   } else {
@@ -168,6 +212,10 @@ at::Tensor linear_layer(const at::Tensor& x, const at::Tensor& weight, const at:
   if (known != nullptr) known->cast = cast;
   const auto w = cast.transpose(-2, -1);
   return bias.defined() ? product_with_bias(x, w, of_bias) : product(x, w);
+}
+
+TORCH_LIBRARY_FRAGMENT(megalodon, m) {
+  m.def("product_into(Tensor(a!) y, Tensor a, Tensor b, Tensor? bias, Tensor? added) -> ()");
 }
 
 ConstantWeights::ConstantWeights() : outermost_(constant_weights == nullptr) {

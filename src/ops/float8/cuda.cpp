@@ -37,7 +37,7 @@ at::Tensor float8_product(const at::Tensor& a, const at::Tensor& a_scale, const 
                           const at::Tensor& b_scale, at::ScalarType type, bool fast_sums,
                           const Optional& bias, const Optional& added) {
   const auto y = at::empty({a.size(0), b.size(0)}, a.options().dtype(type));
-  const auto a_ = a.contiguous(), b_ = b.contiguous();
+  const auto a_ = a.contiguous(), b_ = b.contiguous().t();
   const auto contiguous = [](const Optional& x) { return x ? Optional(x->contiguous()) : std::nullopt; };
   product_into(y, {a_, a_scale}, {b_, b_scale},
                {.bias = contiguous(bias), .added = contiguous(added), .fast_sums = fast_sums});

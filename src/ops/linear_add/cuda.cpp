@@ -7,7 +7,7 @@ namespace megalodon::ops {
 namespace {
 
 at::Tensor linear_add(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& added) {
-  const auto x_ = x.contiguous(), weight_ = weight.contiguous(), added_ = added.contiguous();
+  const auto x_ = x.contiguous(), weight_ = weight.contiguous().t(), added_ = added.contiguous();
   const auto y = at::empty_like(added_);
   product_into(y, {x_}, {weight_}, {.added = added_});
   return y;
