@@ -37,6 +37,13 @@ at::Tensor TimestepNorm::operator()(const at::Tensor& x, const Place& place, int
   return result.y;
 }
 
+std::array<at::Tensor, 3> TimestepNorm::and_pass(const at::Tensor& x, const Place& place,
+                                                 int64_t layer) const {
+  if (place.state != nullptr) return {(*this)(x, place, layer), x, x};
+  const auto [result, first, second] = ops::timestep_norm_and_pass(x, weight, bias, place.fresh_norm, eps);
+  return {result.y, first, second};
+}
+
 Cema::Cema(const MegalodonConfig& config, ParameterMaker& make, const std::string& name) {
   const int64_t D = config.model_dim, N = config.cema_ndim;
   alpha = make.normal(name + ".alpha", {D, N}, 0.2);
@@ -97,11 +104,12 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
   beta = zeros("beta", {2, Z});
 }
 
-at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) const {
+std::pair<at::Tensor, at::Tensor> GatedAttention::operator()(const at::Tensor& x, const Place& place) const {
   if (place.state != nullptr && place.dropout == nullptr && x.size(1) == 1 && ops::has_skinny_kernel(x))
-    return step(x, place);
+    return {step(x, place), x};
   Recomputed anew;
-  const auto x_n = anew.add([=, norm = timenorm, index = layer] { return norm(x, place, index); });
+  const auto [x_n, residual, next_residual] = timenorm.and_pass(x, place, layer);
+  anew.add(x_n, [=, norm = timenorm, index = layer] { return norm(x, place, index); });
   // The biases of what goes through SiLU have their gradients with it.
   const auto of_x_n = project_and_pass(x_n, {{wv, bv.detached()}});
   const auto& of_v = of_x_n[0];                         // [B, L, E]
@@ -122,7 +130,7 @@ at::Tensor GatedAttention::operator()(const at::Tensor& x, const Place& place) c
                         layer);  // [B, L, E]
   const Drop drop_gated(config.hidden_dropout, place.dropout);
   const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2], br.value());  // [B, L, D]
-  return anew.until_gradient(x + drop(h, config.dropout, place.dropout));
+  return {anew.until_gradient(residual + drop(h, config.dropout, place.dropout)), next_residual};
 }
 
 at::Tensor GatedAttention::step(const at::Tensor& x, const Place& place) const {

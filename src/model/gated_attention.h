@@ -17,6 +17,8 @@ struct TimestepNorm {
   // x [B, L, D]; the statistics are "LAYER.norm_{count,mean,var}" of the state, or "final_norm_*" where layer
   // < 0.
   at::Tensor operator()(const at::Tensor& x, const Place& place, int64_t layer) const;
+  // The same, and x itself twice, for residuals (ops::timestep_norm_and_pass).
+  std::array<at::Tensor, 3> and_pass(const at::Tensor& x, const Place& place, int64_t layer) const;
 };
 
 // Complex exponential moving average with the parameters of section 3.1 of arXiv 2404.08801.
@@ -54,7 +56,8 @@ struct GatedAttention {
 
   GatedAttention(const MegalodonConfig& c, int64_t layer_index, ParameterMaker& make,
                  const std::string& name);
-  at::Tensor operator()(const at::Tensor& x, const Place& place) const;  // [B, L, D] -> [B, L, D]
+  // [B, L, D] -> the same, and x again: the residual of what follows.
+  std::pair<at::Tensor, at::Tensor> operator()(const at::Tensor& x, const Place& place) const;
 
  private:
   // One position of each stream, going on from a state: in few kernels, where there are kernels.

@@ -11,7 +11,8 @@ struct MegalodonBlock {
   FeedForward nffn;
 
   at::Tensor operator()(const at::Tensor& x, const Place& place) const {
-    return nffn(mega(x, place), x, place.dropout);
+    const auto [y, residual] = mega(x, place);
+    return nffn(y, residual, place.dropout);
   }
 };
 

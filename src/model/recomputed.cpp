@@ -45,13 +45,21 @@ at::Tensor Recomputed::add(const std::function<at::Tensor()>& f) {
   return add([f] { return std::vector{f()}; })[0];
 }
 
+void Recomputed::add(const at::Tensor& value, const std::function<at::Tensor()>& f) {
+  note({value}, [f] { return std::vector{f()}; });
+}
+
 std::vector<at::Tensor> Recomputed::add(const std::function<std::vector<at::Tensor>()>& f) {
   auto values = f();
-  if (at::GradMode::is_enabled() && values[0].requires_grad()) {
-    results_.push_back({{}, f});
-    for (const auto& value : values) results_.back().values.push_back(value.detach());
-  }
+  note(values, f);
   return values;
+}
+
+void Recomputed::note(const std::vector<at::Tensor>& values,
+                      const std::function<std::vector<at::Tensor>()>& again) {
+  if (!at::GradMode::is_enabled() || !values[0].requires_grad()) return;
+  results_.push_back({{}, again});
+  for (const auto& value : values) results_.back().values.push_back(value.detach());
 }
 
 at::Tensor Recomputed::until_gradient(const at::Tensor& y) {

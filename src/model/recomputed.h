@@ -15,6 +15,8 @@ class Recomputed {
   // f(), which gives the same whenever it is called: a new tensor, computed from tensors that the block keeps
   // anyway or that were added before.
   at::Tensor add(const std::function<at::Tensor()>& f);
+  // The same, with f() computed already.
+  void add(const at::Tensor& value, const std::function<at::Tensor()>& f);
   // The same of several results of one call, always as many.
   std::vector<at::Tensor> add(const std::function<std::vector<at::Tensor>()>& f);
   // y itself, on which everything that was added has its only effect.
@@ -26,6 +28,8 @@ class Recomputed {
     std::function<std::vector<at::Tensor>()> again;
   };
   struct Refill;
+
+  void note(const std::vector<at::Tensor>& values, const std::function<std::vector<at::Tensor>()>& again);
 
   std::vector<Results> results_;
 };

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "ops/cuda_launch.h"
 #include "ops/norm_cema_step/cuda.h"
 
@@ -90,13 +92,18 @@ Tensors6 forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
 
 Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& last_count,
                   const Mask& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
-                  const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var) {
+                  const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var,
+                  at::TensorList added) {
   const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), step_mean.size(2)};
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), dy_ = dy.contiguous();
   const auto count_ = last_count.contiguous();
   const auto d_last_mean_ = d_last_mean.contiguous(), d_last_var_ = d_last_var.contiguous();
   const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
   const auto dx = at::empty_like(x_), d_mean = at::empty_like(d_last_mean_), d_var = at::empty_like(d_mean);
+  std::array<at::Tensor, 2> added_;
+  TORCH_CHECK(added.size() <= added_.size() && (added.empty() || !padding_mask),
+              "timestep_norm_backward: expected at most two gradients to add, and no mask beside them");
+  std::transform(added.begin(), added.end(), added_.begin(), [](const auto& d) { return d.contiguous(); });
   const auto work = scratch_memory(shape, x);
   const int64_t tiles = (shape.L + cuda::kTimestepNormTile - 1) / cuda::kTimestepNormTile;
   const auto sums = at::empty({shape.B * tiles, 2, shape.D}, step_mean.options());
@@ -116,7 +123,8 @@ Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
                                      .d_bias = nullptr,
                                      .d_mean = mutable_pointer<float>(d_mean),
                                      .d_var = mutable_pointer<float>(d_var)},
-                                    work.mutable_data_ptr(), mutable_pointer<float>(sums), stream);
+                                    {pointer<T>(added_[0]), pointer<T>(added_[1])}, work.mutable_data_ptr(),
+                                    mutable_pointer<float>(sums), stream);
   });
   const auto d_parameters = sum_of_blocks(sums);
   return {dx, d_parameters[0], d_parameters[1], d_mean, d_var};

@@ -500,6 +500,27 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   }
 }
 
+// What is added to a tile of dx, into the second cache.
+template <class T, int V, bool kKept>
+__device__ void fetch_added(const T* added, const TimestepNormShape& s, const Plan& plan,
+                            const Share<V, kKept>& own) {
+  if (added == nullptr) return;
+  own.for_columns(plan, [&](int offset) {
+    const T* from = added + own.first_element(s, plan) + offset;
+    for (int r = 0; r < kRows; ++r, from += kWarps * s.D) {
+      if (own.has_row(r)) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+    }
+  });
+}
+template <class T, int V>
+__device__ void add_to(float (&v)[V], const T* added, std::int64_t at) {
+  if (added == nullptr) return;
+  float more[V];
+  unpack(load_pack<V>(added + at), more);
+#pragma unroll
+  for (int j = 0; j < V; ++j) v[j] += more[j];
+}
+
 // The gradients of weight and bias of a tile are summed in what was its x, V columns a thread in packs.
 template <int V>
 constexpr int kSumsOfPack = V < 4 ? V : 4;
@@ -532,10 +553,10 @@ __device__ Sums gradient_sums(const BackwardStep& now, const Counts& counts, Sum
 
 // dx of a tile, and the sums over its steps for weight and bias, in the place of its x. For all threads.
 template <class T, int V, bool kKept>
-__device__ void write_tile(const TimestepNormShape& s, const TimestepNormBackward<T>& a, const Plan& plan,
-                           const Share<V, kKept>& own, const Counts& counts, const Rows<T, V, kKept>& x,
-                           const Rows<T, V, kKept>& dy, const StepArray<BackwardStep>& step,
-                           float* parameter_sums) {
+__device__ void write_tile(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
+                           const TimestepNormAdded<T>& added, const Plan& plan, const Share<V, kKept>& own,
+                           const Counts& counts, const Rows<T, V, kKept>& x, const Rows<T, V, kKept>& dy,
+                           const StepArray<BackwardStep>& step, float* parameter_sums) {
   const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
   if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
   for (int offset = 0; offset < plan.K; offset += 32 * V) {
@@ -560,6 +581,8 @@ __device__ void write_tile(const TimestepNormShape& s, const TimestepNormBackwar
           of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
           v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
         }
+        add_to(v, added.first, to - a.dx);
+        add_to(v, added.second, to - a.dx);
         store(v, to);
       }
     }
@@ -593,7 +616,8 @@ __device__ void write_tile(const TimestepNormShape& s, const TimestepNormBackwar
 
 template <class T, int V, bool kKept>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
-    backward(TimestepNormShape s, TimestepNormBackward<T> a, Plan plan, float* parameter_sums) {
+    backward(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormAdded<T> added, Plan plan,
+             float* parameter_sums) {
   extern __shared__ uint4 shared[];
   __shared__ Place places[4];      // of tile i of the block: i % 4
   using Tile = Rows<T, V, kKept>;  // twice x and dy: more would be a block less of a multiprocessor
@@ -615,6 +639,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       const auto own = share_of(i);
       x_of(own, i).start(plan, own);
       dy_of(own, i).start(plan, own);
+      fetch_added(added.first, s, plan, own);
+      fetch_added(added.second, s, plan, own);
       const auto step = step_array(i);
       own.for_statistics(s, plan, [&](int t, int g, std::int64_t from) {
         __pipeline_memcpy_async(&step(t, g).distance, a.step_mean + from + (own.b + 1) * s.G, 4);
@@ -691,7 +717,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     }
     __syncthreads();
 
-    write_tile(s, a, plan, own, counts, x, dy, step, parameter_sums);
+    write_tile(s, a, added, plan, own, counts, x, dy, step, parameter_sums);
     __syncthreads();  // the tile's place is free
   };
 
@@ -761,25 +787,26 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
 }
 
 template <class T>
-void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a, void* work,
-                            float* sums, cudaStream_t stream) {
+void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
+                            const TimestepNormAdded<T>& added, void* work, float* sums, cudaStream_t stream) {
   with_plan<T>(
       s, work, stream,
       [&]<int V, bool kKept>(const Plan& plan) {
         const std::size_t shared = kBackwardTiles<T, V, kKept> + 2 * step_bytes<BackwardStep>(plan);
         allow_shared_memory(backward<T, V, kKept>, shared);
-        backward<T, V, kKept><<<plan.blocks(kBackwardBlocks), kThreads, shared, stream>>>(s, a, plan, sums);
+        backward<T, V, kKept>
+            <<<plan.blocks(kBackwardBlocks), kThreads, shared, stream>>>(s, a, added, plan, sums);
       },
-      a.x, a.weight, a.dy, a.dx);
+      a.x, a.weight, a.dy, a.dx, added.first, added.second);
 }
 
 template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&, void*,
                                     cudaStream_t);
 template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<Bfloat16>&, void*,
                                     cudaStream_t);
-template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<float>&, void*,
-                                     float*, cudaStream_t);
-template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<Bfloat16>&, void*,
-                                     float*, cudaStream_t);
+template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<float>&,
+                                     const TimestepNormAdded<float>&, void*, float*, cudaStream_t);
+template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<Bfloat16>&,
+                                     const TimestepNormAdded<Bfloat16>&, void*, float*, cudaStream_t);
 
 }  // namespace megalodon::ops::cuda

@@ -19,9 +19,14 @@ std::size_t timestep_norm_work(const TimestepNormShape& shape);
 template <class T>
 void timestep_norm_forward(const TimestepNormShape& shape, const TimestepNormForward<T>& a, void* work,
                            cudaStream_t stream);
+// What else is added to dx [B, L, D]; null or, where a mask is, none.
+template <class T>
+struct TimestepNormAdded {
+  const T *first, *second;
+};
 // sums [B, tiles, 2, D]: the gradients of weight and bias of each tile, instead of a.d_weight and a.d_bias.
 template <class T>
-void timestep_norm_backward(const TimestepNormShape& shape, const TimestepNormBackward<T>& a, void* work,
-                            float* sums, cudaStream_t stream);
+void timestep_norm_backward(const TimestepNormShape& shape, const TimestepNormBackward<T>& a,
+                            const TimestepNormAdded<T>& added, void* work, float* sums, cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

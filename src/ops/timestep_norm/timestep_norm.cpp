@@ -105,7 +105,8 @@ Tensors6 forward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Te
 
 Tensors5 backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& last_count,
                       const Mask& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
-                      const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var) {
+                      const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var,
+                      at::TensorList added) {
   const auto B = x.size(0), L = x.size(1), D = x.size(2), G = step_mean.size(2);
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), dy_ = dy.contiguous();
   const auto count_ = last_count.contiguous();
@@ -129,6 +130,7 @@ Tensors5 backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::T
                                                   .d_mean = mutable_pointer<float>(d_mean),
                                                   .d_var = mutable_pointer<float>(d_var)});
   });
+  for (const auto& d : added) dx.add_(d);
   return {dx, d_weight.sum(0).to(at::kFloat), d_bias.sum(0).to(at::kFloat), d_mean, d_var};
 }
 
@@ -139,10 +141,11 @@ Tensors4 dispatch(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   return op.call(x, weight, bias, count, mean, var, padding_mask, eps);
 }
 
+// The results are y, the state after and, where x passes, x twice.
 struct TimestepNorm : torch::autograd::Function<TimestepNorm> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                                const at::Tensor& bias, const at::Tensor& count, const at::Tensor& mean,
-                               const at::Tensor& var, const Mask& padding_mask, double eps) {
+                               const at::Tensor& var, const Mask& padding_mask, double eps, bool passes) {
     static const auto op = registered<decltype(forward_cpu)>("megalodon::timestep_norm_forward");
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, last_count, last_mean, last_var, step_mean, step_rstd] =
@@ -150,15 +153,17 @@ struct TimestepNorm : torch::autograd::Function<TimestepNorm> {
     ctx->save_for_backward(
         {x, weight, padding_mask.value_or(at::Tensor()), last_count, step_mean, step_rstd});
     ctx->mark_non_differentiable({last_count});
+    if (passes) return {y, last_count, last_mean, last_var, x, x};
     return {y, last_count, last_mean, last_var};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     static const auto op = registered<decltype(backward_cpu)>("megalodon::timestep_norm_backward");
     const auto saved = ctx->get_saved_variables();
     const auto mask = saved[2].defined() ? Mask(saved[2]) : std::nullopt;
-    const auto [dx, d_weight, d_bias, d_mean, d_var] = op.call(
-        saved[0], saved[1], saved[3], mask, saved[4], saved[5], upstream[0], upstream[2], upstream[3]);
-    return {dx, d_weight, d_bias, {}, d_mean, d_var, {}, {}};
+    const auto [dx, d_weight, d_bias, d_mean, d_var] =
+        op.call(saved[0], saved[1], saved[3], mask, saved[4], saved[5], upstream[0], upstream[2], upstream[3],
+                at::TensorList(upstream).slice(4));
+    return {dx, d_weight, d_bias, {}, d_mean, d_var, {}, {}, {}};
   }
 };
 
@@ -172,7 +177,7 @@ Tensors4 autograd(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
     return {y, state.count, state.mean, state.var};
   }
   if (needs_gradient({x, weight, bias, mean, var})) {
-    const auto out = TimestepNorm::apply(x, weight, bias, count, mean, var, padding_mask, eps);
+    const auto out = TimestepNorm::apply(x, weight, bias, count, mean, var, padding_mask, eps, false);
     return {out[0], out[1], out[2], out[3]};
   }
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -188,6 +193,19 @@ TimestepNormResult timestep_norm(const at::Tensor& x, const at::Tensor& weight, 
   return {y, {count, mean, var}};
 }
 
+std::tuple<TimestepNormResult, at::Tensor, at::Tensor> timestep_norm_and_pass(const at::Tensor& x,
+                                                                              const at::Tensor& weight,
+                                                                              const at::Tensor& bias,
+                                                                              const TimestepNormState& state,
+                                                                              double eps) {
+  const auto& [count, mean, var] = state;
+  if (!has_fast_kernel(x) || !needs_gradient({x, weight, bias, mean, var}))
+    return {timestep_norm(x, weight, bias, state, {}, eps), x, x};
+  check(x, weight, bias, count, mean, var, {});
+  const auto out = TimestepNorm::apply(x, weight, bias, count, mean, var, Mask(), eps, true);
+  return {TimestepNormResult{out[0], {out[1], out[2], out[3]}}, out[4], out[5]};
+}
+
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
   m.def(
       "timestep_norm(Tensor x, Tensor weight, Tensor bias, Tensor count, Tensor mean, Tensor var, "
@@ -198,7 +216,8 @@ TORCH_LIBRARY_FRAGMENT(megalodon, m) {
       "Tensor step_mean, Tensor step_rstd)");
   m.def(
       "timestep_norm_backward(Tensor x, Tensor weight, Tensor last_count, Tensor? padding_mask, "
-      "Tensor step_mean, Tensor step_rstd, Tensor dy, Tensor d_last_mean, Tensor d_last_var) -> "
+      "Tensor step_mean, Tensor step_rstd, Tensor dy, Tensor d_last_mean, Tensor d_last_var, "
+      "Tensor[] added) -> "
       "(Tensor dx, Tensor d_weight, Tensor d_bias, Tensor d_mean, Tensor d_var)");
 }
 TORCH_LIBRARY_IMPL(megalodon, CPU, m) {

@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <optional>
+#include <tuple>
 
 namespace megalodon::ops {
 
@@ -29,6 +30,14 @@ struct TimestepNormResult {
 TimestepNormResult timestep_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                                  const TimestepNormState& state,
                                  const std::optional<at::Tensor>& padding_mask = {}, double eps = 1e-5);
+
+// The same without a mask, and x itself twice, for residuals: the gradients of those are added to x's in the
+// kernel that makes it.
+std::tuple<TimestepNormResult, at::Tensor, at::Tensor> timestep_norm_and_pass(const at::Tensor& x,
+                                                                              const at::Tensor& weight,
+                                                                              const at::Tensor& bias,
+                                                                              const TimestepNormState& state,
+                                                                              double eps = 1e-5);
 
 // The same in plain torch operations: moments, scan, normalisation. Any device; float32 or float64.
 TimestepNormResult timestep_norm_reference(const at::Tensor& x, const at::Tensor& weight,

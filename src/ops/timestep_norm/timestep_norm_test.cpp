@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
+#include "ops/check.h"
 #include "ops/testing.h"
 
 namespace megalodon::ops {
@@ -119,6 +121,44 @@ TEST(TimestepNorm, AgreesWithReference) {
       const auto mask = mask_of(c);
       SCOPED_TRACE(at::str("B ", c.B, " L ", c.L, " D ", c.D, " G ", c.G, " count ", c.count, " ", type));
       testing::expect_agreement(with(kOperator, c, mask), with(kReference, c, mask), inputs(c));
+    }
+  }
+}
+
+// Gradients of x passed on are added to that of x; a gradient that nobody has counts as none.
+TEST(TimestepNorm, PassesItsInputOn) {
+  for (const auto type : {at::kFloat, at::kBFloat16, at::kDouble}) {
+    for (const auto& [B, L, D, G] :
+         {std::array<int64_t, 4>{1, 1, 6, 3}, {2, 33, 40, 8}, {1, 70, 256, 4}, {2, 40, 700, 1}}) {
+      for (const int passed : {0, 1, 2}) {
+        SCOPED_TRACE(at::str(type, " ", B, " ", L, " ", D, " ", G, ", passed ", passed));
+        const Case c{.B = B, .L = L, .D = D, .G = G, .type = type};
+        auto in = inputs(c);
+        const auto dy = testing::random({B, L, D}, type), first = testing::random({B, L, D}, type),
+                   second = testing::random({B, L, D}, type);
+        const auto gradients = [&](bool passes) {
+          Tensors leaves;
+          for (const auto& x : {in[0], in[1], in[2]})
+            leaves.push_back(x.detach().clone().set_requires_grad(true));
+          const auto& x = leaves[0];
+          const auto state = fresh(B, G, statistics_type(x));
+          Tensors results, upstream{dy, first, second};
+          if (passes) {
+            const auto [result, again, once_more] =
+                timestep_norm_and_pass(x, leaves[1], leaves[2], state, kEps);
+            EXPECT_TRUE(at::equal(again, x) && at::equal(once_more, x));
+            results = {result.y, again, once_more};
+          } else {
+            results = {timestep_norm(x, leaves[1], leaves[2], state, {}, kEps).y, x, x};
+          }
+          results.resize(static_cast<std::size_t>(1 + passed)), upstream.resize(results.size());
+          return torch::autograd::grad(results, leaves, upstream);
+        };
+        const testing::PoisonedMemory poisoned;
+        const auto want = gradients(false), got = gradients(true);
+        for (std::size_t i = 0; i < want.size(); ++i)
+          EXPECT_LE(testing::relative_error(got[i], want[i]), type == at::kBFloat16 ? 1e-2 : 1e-6) << i;
+      }
     }
   }
 }
