@@ -35,7 +35,7 @@ struct Options {
   int64_t batch = 0, context = 0;  // the present ones of these
   int64_t prompt = 36, fresh = 18, repeats = 5, dim = 512;
   at::Device on = at::kCPU;
-  bool json = false, profiled = false, float8 = false;
+  bool json = false, profiled = false, float8 = false, keeps_all = false;
   at::ScalarType type() const { return compute_type == "bfloat16" ? at::kBFloat16 : at::kFloat; }
   at::TensorOptions in(at::ScalarType scalar) const { return at::TensorOptions(on).dtype(scalar); }
 };
@@ -204,6 +204,7 @@ void bench_train(const Options& o) {
                  "use a GPU of compute capability 8.9 or higher");
   }
   model->set_float8_products(o.float8);
+  model->set_recomputation(!o.keeps_all);
   train::AdamW optimizer(model->parameters(), {});
   train::TrainingStep training_step(*model, optimizer);
   const auto tokens =
@@ -217,8 +218,9 @@ void bench_train(const Options& o) {
   const double work = 3 * forward_operations(*model, o.context) * static_cast<double>(o.batch),
                ceiling = gemm_rate(o);
   const auto report = [&](const std::string& name, double seconds) {
-    print(o, {name + " " + o.preset + " " + (o.float8 ? "float8" : o.compute_type) + " " +
-                  std::to_string(o.batch) + " x " + std::to_string(o.context),
+    print(o, {name + " " + o.preset + " " + (o.float8 ? "float8" : o.compute_type) +
+                  (o.keeps_all ? " nothing recomputed " : " ") + std::to_string(o.batch) + " x " +
+                  std::to_string(o.context),
               seconds,
               work,
               ceiling,
@@ -516,6 +518,8 @@ void add_bench(CLI::App& program, Run& chosen) {
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   add_device(*command, o->device);
+  command->add_flag("--no-recompute", o->keeps_all,
+                    "train: the backward pass finds everything kept, as with train.recompute = false");
   command->add_flag("--float8", o->float8, "train: products of linear layers in float8");
   command->add_flag("--profile", o->profiled, "all but ops: also the time of one run by kernel or operator");
   command

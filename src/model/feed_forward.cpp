@@ -34,11 +34,12 @@ FeedForward::FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker
 }
 
 at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residual,
-                                   DropoutKeys* dropout) const {
+                                   const Place& place) const {
+  auto* const dropout = place.dropout;
   if (dropout == nullptr && ops::has_skinny_kernel(y)) return step(y, residual);
   const auto weight = norm_weight.defined() ? std::optional(norm_weight) : std::nullopt;
   const auto bias = norm_bias.defined() ? std::optional(norm_bias) : std::nullopt;
-  Recomputed anew;
+  Recomputed anew(place.recomputes);
   const auto u = anew.add([=, eps = config.norm_eps] { return ops::layer_norm(y, weight, bias, eps); });
   const auto inner = fc3.defined() ? project(u, {{fc1}, {fc3}}) : project(u, {{fc1}});  // [B, L, F]
   const auto gate = fc3.defined() ? std::optional(inner[1]) : std::nullopt;

@@ -12,7 +12,7 @@ struct FeedForward {
 
   FeedForward(const MegalodonConfig& c, int64_t layer, ParameterMaker& make, const std::string& name);
   // residual + FFN(LayerNorm(y)); y, residual [B, L, D]. The residual is the block's input, not y.
-  at::Tensor operator()(const at::Tensor& y, const at::Tensor& residual, DropoutKeys* dropout) const;
+  at::Tensor operator()(const at::Tensor& y, const at::Tensor& residual, const Place& place) const;
 
  private:
   // Of few rows, where no gradient is wanted.

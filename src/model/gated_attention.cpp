@@ -107,7 +107,7 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
 std::pair<at::Tensor, at::Tensor> GatedAttention::operator()(const at::Tensor& x, const Place& place) const {
   if (place.state != nullptr && place.dropout == nullptr && x.size(1) == 1 && ops::has_skinny_kernel(x))
     return {step(x, place), x};
-  Recomputed anew;
+  Recomputed anew(place.recomputes);
   const auto [x_n, residual, next_residual] = timenorm.and_pass(x, place, layer);
   anew.add(x_n, [=, norm = timenorm, index = layer] { return norm(x, place, index); });
   // The biases of what goes through SiLU have their gradients with it.

@@ -55,6 +55,12 @@ class LanguageModel {
   // multiples of 16: by a GPU that has units for it, or in float32 of the same numbers.
   void set_float8_products(bool in_float8);
 
+  // Whether a training step keeps only what is dear to compute and computes the rest again for the gradients
+  // (default), or keeps all of it: a little faster, in much more memory. The numbers are the same.
+  // Megalodon's.
+  void set_recomputation(bool recomputes) { recomputes_ = recomputes; }
+  bool recomputes() const { return recomputes_; }
+
   // The last hidden states, normalized: [B, L, D]. tokens [B, L] int64.
   // With a state the streams go on from it, and it moves on by L; the streams of a batch may be at different
   // positions. Any split of a sequence into calls gives the same result. Without a state every stream starts
@@ -107,6 +113,7 @@ class LanguageModel {
   std::vector<Parameter> parameters_;
   at::Tensor output_;
   at::ScalarType compute_type_ = at::kFloat;
+  bool recomputes_ = true;
 };
 
 // A model with initial weights drawn from `seed`, or with weights left for a file to fill.

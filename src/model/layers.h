@@ -43,6 +43,7 @@ struct Place {
   std::optional<int64_t> common_start;
   const ops::Sequences* sequences = nullptr;  // of the rows, where these are packed
   ops::TimestepNormState fresh_norm = {};     // what timestep norms start from without a state
+  bool recomputes = true;                     // in the backward pass (LanguageModel::set_recomputation)
 
   // That of tokens [B, L] that go on from `state`.
   Place(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout, at::ScalarType compute_type);

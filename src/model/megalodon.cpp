@@ -40,6 +40,7 @@ Megalodon::Megalodon(const MegalodonConfig& config, ParameterMaker&& make)
 at::Tensor Megalodon::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {
   const int64_t B = tokens.size(0), L = tokens.size(1);
   Place place(tokens, state, dropout, compute_type());
+  place.recomputes = recomputes();
   if (state == nullptr) {
     const auto mean = at::zeros({B, c_.norm_num_groups}, at::TensorOptions(device()).dtype(at::kFloat));
     place.fresh_norm = {at::zeros({B}, mean.options().dtype(at::kLong)), mean, at::ones_like(mean)};

@@ -12,7 +12,7 @@ struct MegalodonBlock {
 
   at::Tensor operator()(const at::Tensor& x, const Place& place) const {
     const auto [y, residual] = mega(x, place);
-    return nffn(y, residual, place.dropout);
+    return nffn(y, residual, place);
   }
 };
 

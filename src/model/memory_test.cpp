@@ -34,10 +34,11 @@ LlamaConfig llama(int64_t layers) {
 
 // Bytes that one more layer keeps of a forward pass over `tokens` tokens in bfloat16.
 template <class Config>
-double kept_by_a_layer(Config config(int64_t), int64_t tokens) {
+double kept_by_a_layer(Config config(int64_t), int64_t tokens, bool recomputes = true) {
   const auto kept = [&](int64_t layers) {
     const auto model = make_model(config(layers), 1);
     model->set_compute_type(at::kBFloat16);
+    model->set_recomputation(recomputes);
     const ops::testing::CountedMemory memory;
     const auto hidden = model->hidden(at::zeros({1, tokens}, at::kLong));
     return static_cast<double>(memory.now());
@@ -47,9 +48,10 @@ double kept_by_a_layer(Config config(int64_t), int64_t tokens) {
 
 // What is not counted does not grow with the tokens: CEMA's coefficients above all.
 template <class Config>
-void expect_kept(Config config(int64_t), double bytes_a_token) {
+void expect_kept(Config config(int64_t), double bytes_a_token, bool recomputes = true) {
   constexpr double T = 2048;
-  const double kept = (kept_by_a_layer(config, 2 * T) - kept_by_a_layer(config, T)) / T;
+  const double kept =
+      (kept_by_a_layer(config, 2 * T, recomputes) - kept_by_a_layer(config, T, recomputes)) / T;
   EXPECT_NEAR(kept, bytes_a_token, 0.002 * bytes_a_token);
 }
 
@@ -62,6 +64,10 @@ TEST(Memory, OfATokenAndMegalodonLayer) {
                            + F;     // feed-forward before its activation
   const auto statistics = 2 * c.norm_num_groups + 3 + c.num_heads;
   expect_kept(megalodon, static_cast<double>(2 * activations + 4 * statistics));
+  const auto normalized = 3 * D;  // by timestep norm, RMSNorm and LayerNorm
+  const auto others = 2 * Z + E;  // queries, keys, values
+  expect_kept(megalodon, static_cast<double>(2 * (activations + normalized + others) + 4 * statistics),
+              false);
 }
 
 TEST(Memory, OfATokenAndLlamaLayer) {

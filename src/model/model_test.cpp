@@ -289,6 +289,22 @@ TEST(Model, Float8ProductsStayNearBfloat16) {
   }
 }
 
+TEST(Model, GradientsAreTheSameWithEverythingKept) {
+  const auto config = configurations()[0];
+  const auto model = make_model(config, 7);
+  model->to(ops::testing::device());
+  const auto tokens = random_tokens(2, 70, 1).to(ops::testing::device());
+  const auto gradients = [&](bool recomputes) {
+    model->set_recomputation(recomputes);
+    std::vector<at::Tensor> weights, flat;
+    for (const auto& parameter : model->parameters()) weights.push_back(parameter.value);
+    for (const auto& d : torch::autograd::grad({model->mean_loss(tokens, tokens)}, weights))
+      flat.push_back(d.flatten());
+    return at::cat(flat);
+  };
+  EXPECT_TRUE(at::equal(gradients(true), gradients(false)));
+}
+
 // Of each model of a stack too; every fifth target is ignored.
 TEST(Model, MeanLossIsThatOfTheLogits) {
   auto models = configurations();

@@ -57,7 +57,7 @@ std::vector<at::Tensor> Recomputed::add(const std::function<std::vector<at::Tens
 
 void Recomputed::note(const std::vector<at::Tensor>& values,
                       const std::function<std::vector<at::Tensor>()>& again) {
-  if (!at::GradMode::is_enabled() || !values[0].requires_grad()) return;
+  if (!recomputes_ || !at::GradMode::is_enabled() || !values[0].requires_grad()) return;
   results_.push_back({{}, again});
   for (const auto& value : values) results_.back().values.push_back(value.detach());
 }

@@ -12,6 +12,8 @@ namespace megalodon::model {
 // arrives, before any operator of the block needs it. Where no gradient is wanted nothing happens.
 class Recomputed {
  public:
+  // `recomputes`: false keeps everything.
+  explicit Recomputed(bool recomputes = true) : recomputes_(recomputes) {}
   // f(), which gives the same whenever it is called: a new tensor, computed from tensors that the block keeps
   // anyway or that were added before.
   at::Tensor add(const std::function<at::Tensor()>& f);
@@ -31,6 +33,7 @@ class Recomputed {
 
   void note(const std::vector<at::Tensor>& values, const std::function<std::vector<at::Tensor>()>& again);
 
+  bool recomputes_;
   std::vector<Results> results_;
 };
 

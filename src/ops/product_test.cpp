@@ -50,15 +50,12 @@ TEST(Product, AgreesWithFloat64) {
       const auto a = testing::random({M, K}, type), b = testing::random({N, K}, type).t(),
                  d = testing::random({M, N}, type), bias = testing::random({N}, type);
       const auto want = exact(a, b);
-      {
-        const testing::PoisonedMemory poisoned;
-        EXPECT_LE(testing::relative_error(product(a, b), want), tolerance);
-        EXPECT_LE(testing::relative_error(product(d, b.t()), exact(d, b.t())), tolerance);
-        EXPECT_LE(testing::relative_error(product(d.t(), a), exact(d.t(), a)), tolerance);
-        EXPECT_LE(testing::relative_error(product_with_bias(a, b, bias), want + bias.to(at::kDouble)),
-                  tolerance);
-        EXPECT_LE(testing::relative_error(product(a, b, at::kFloat), want), cuda ? 1e-5 : tolerance);
-      }
+      EXPECT_LE(testing::relative_error(product(a, b), want), tolerance);
+      EXPECT_LE(testing::relative_error(product(d, b.t()), exact(d, b.t())), tolerance);
+      EXPECT_LE(testing::relative_error(product(d.t(), a), exact(d.t(), a)), tolerance);
+      EXPECT_LE(testing::relative_error(product_with_bias(a, b, bias), want + bias.to(at::kDouble)),
+                tolerance);
+      EXPECT_LE(testing::relative_error(product(a, b, at::kFloat), want), cuda ? 1e-5 : tolerance);
       const auto part = testing::random({M, K + 16}, type).narrow(1, 8, K);
       EXPECT_LE(testing::relative_error(product(part, b), exact(part, b)), tolerance);
 

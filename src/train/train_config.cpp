@@ -29,6 +29,7 @@ TrainConfig read_train_config(Config& config) {
   c.context = config.integer("train.context", 2, most);
   c.compute_type = config.choice("train.compute_type", types, "float32");
   c.products = config.choice("train.products", products, "compute_type");
+  c.recompute = config.boolean("train.recompute", true);
   if (c.products == "float8" && c.compute_type != "bfloat16") {
     config.fail("train.products", "float8 products of float32 activations are not supported",
                 "set train.compute_type = \"bfloat16\"");
@@ -47,7 +48,8 @@ TrainConfig read_train_config(Config& config) {
 }
 
 bool may_change_on_resume(std::string_view key) {
-  return key == "device" || key.starts_with("checkpoint.") || key.starts_with("validation.");
+  return key == "device" || key == "train.recompute" || key.starts_with("checkpoint.") ||
+         key.starts_with("validation.");
 }
 
 }  // namespace megalodon::train

@@ -30,6 +30,7 @@ struct TrainConfig {
   int64_t context = 0;       // tokens a sequence
   std::string compute_type;  // float32 or bfloat16
   std::string products;      // of linear layers: compute_type or float8
+  bool recompute = true;     // what is cheap, in the backward pass, instead of keeping it
 
   AdamWOptions optimizer;
   Schedule schedule;

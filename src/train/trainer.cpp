@@ -46,6 +46,7 @@ Trainer::Trainer(const TrainConfig& config, model::LanguageModel& model, const d
                  "use a GPU of compute capability 8.9 or higher, or \"compute_type\"");
   }
   model_.set_float8_products(config.products == "float8");
+  model_.set_recomputation(config.recompute);
 }
 
 int64_t Trainer::resume() {

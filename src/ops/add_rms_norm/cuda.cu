@@ -32,14 +32,16 @@ __global__ void __launch_bounds__(kMostThreads)
             float* sum, T* normal, float* rstd) {
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= rows) return;
-  float h[kPacks][V];
-  for_packs<V>(D, [&](int i, std::int64_t column) { load(x + row * D + column, h[i]); });
+  float h[kPacks][V], more[kPacks][V] = {}, f[kPacks][V];
+  for_packs<V>(D, [&](int i, std::int64_t column) {
+    load(x + row * D + column, h[i]);
+    if (added != nullptr) load(added + row * D + column, more[i]);
+    load(factor + column, f[i]);
+  });
   if (added != nullptr) {
     for_packs<V>(D, [&](int i, std::int64_t column) {
-      float more[V];
-      load(added + row * D + column, more);
 #pragma unroll
-      for (int j = 0; j < V; ++j) h[i][j] += more[j];
+      for (int j = 0; j < V; ++j) h[i][j] += more[i][j];
       store(h[i], sum + row * D + column);
     });
   }
@@ -51,11 +53,9 @@ __global__ void __launch_bounds__(kMostThreads)
   const float r = 1 / sqrtf(sum_of_row(squares) / static_cast<float>(D) + eps);
   if (threadIdx.x == 0) rstd[row] = r;
   for_packs<V>(D, [&](int i, std::int64_t column) {
-    float f[V];
-    load(factor + column, f);
 #pragma unroll
-    for (int j = 0; j < V; ++j) f[j] *= h[i][j] * r;
-    store(f, normal + row * D + column);
+    for (int j = 0; j < V; ++j) f[i][j] *= h[i][j] * r;
+    store(f[i], normal + row * D + column);
   });
 }
 
