@@ -238,12 +238,8 @@ void bench_train(const Options& o) {
 std::unique_ptr<model::LanguageModel> inference_model(const Options& o) {
   auto model = model::make_model(preset(o.preset), 1);
   model->set_compute_type(o.type());
+  model->round_matrices();
   model->to(o.on);
-  for (const auto& parameter : model->parameters()) {
-    auto value = parameter.value;
-    value.set_requires_grad(false);
-    if (parameter.is_matrix) value.set_data(value.to(o.type()));
-  }
   return model;
 }
 

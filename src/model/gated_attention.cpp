@@ -100,6 +100,7 @@ GatedAttention::GatedAttention(const MegalodonConfig& c, int64_t layer_index, Pa
   wh1 = matrix("wh1", D, D);
   bh1 = make.bias(name + ".wh1.bias", {D});
   wh2 = matrix("wh2", D, E);
+  Weight::lay_together({wz, wr, wh1});
   gamma = zeros("gamma", {2, Z});
   beta = zeros("beta", {2, Z});
 }

@@ -53,7 +53,18 @@ at::Tensor LanguageModel::next_logits(const at::Tensor& tokens, StreamState& sta
 }
 
 void LanguageModel::to(at::Device device) {
-  for (auto& parameter : parameters_) parameter.value.set_data(parameter.value.to(device));
+  for (auto& parameter : parameters_) {
+    parameter.value.set_data(parameter.value.to(device));
+    if (parameter.rounded && device.is_cuda() && parameter.value.scalar_type() == at::kBFloat16)
+      parameter.rounded->gather(parameter.value);
+  }
+}
+
+void LanguageModel::round_matrices() {
+  for (auto& parameter : parameters_) {
+    parameter.value.set_requires_grad(false);
+    if (parameter.is_matrix) parameter.value.set_data(parameter.value.to(compute_type_));
+  }
 }
 
 void LanguageModel::keep_rounded() const {

@@ -46,6 +46,9 @@ class LanguageModel {
   // are used, unless their values in it are kept.
   void set_compute_type(at::ScalarType type) { compute_type_ = type; }
   at::ScalarType compute_type() const { return compute_type_; }
+  // The model only answers from here on: its matrices are in the compute type. Before to(), so that a GPU has
+  // no room for others.
+  void round_matrices();
   // Keeps the values of linear layers in the compute type beside them, where that is another than their own,
   // and brings them up to date: for training, whose optimizer then writes both. Weights that change otherwise
   // are cast where they are used, until this is called again.

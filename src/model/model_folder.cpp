@@ -115,11 +115,7 @@ std::unique_ptr<LanguageModel> load_model(const fs::path& folder, at::ScalarType
       make_model(from_json(parse_json(read_file(config), config.string()), config.string()), 0, false);
   load_weights(*model, folder);
   model->set_compute_type(type);
-  for (const auto& parameter : model->parameters()) {
-    auto value = parameter.value;
-    value.set_requires_grad(false);
-    if (parameter.is_matrix) value.set_data(value.to(type));
-  }
+  model->round_matrices();
   return model;
 }
 

@@ -29,6 +29,13 @@ at::Tensor RoundedCopy::memory(at::IntArrayRef sizes, const at::TensorOptions& o
   return whole.narrow(0, first_, c10::multiply_integers(sizes)).view(sizes);
 }
 
+void RoundedCopy::gather(at::Tensor value) {
+  if (!shared_) return;
+  const auto own = memory(value.sizes(), value.options());
+  own.copy_(value);
+  value.set_data(own);
+}
+
 void RoundedCopy::share(std::shared_ptr<Shared> shared, int64_t size) {
   shared_ = std::move(shared);
   first_ = std::exchange(shared_->size, shared_->size + size);

@@ -26,6 +26,8 @@ class RoundedCopy {
     at::Tensor memory;
     int64_t size = 0;  // elements
   };
+  // Moves `value` itself into the shared memory, if there is any.
+  void gather(at::Tensor value);
   // Copies of `size` elements are made behind those that share the memory already.
   void share(std::shared_ptr<Shared> shared, int64_t size);
 
@@ -63,9 +65,9 @@ class Weight {
   bool in_float8() const { return rounded_ && rounded_->in_float8; }
   // Its values in `type`: those kept, or a cast.
   at::Tensor in(at::ScalarType type) const;
-  // The copies of matrices with as many columns become one matrix in memory, so that their products with the
-  // same rows can be one. Those who read the results must take rows that lie further apart than they are
-  // long.
+  // The copies of matrices with as many columns, or on a GPU these in bfloat16 themselves, become one matrix
+  // in memory, so that their products with the same rows can be one. Those who read the results must take
+  // rows that lie further apart than they are long.
   static void lay_together(std::initializer_list<Weight> weights);
   // The same values without a gradient: for a bias whose gradient comes with that of an activation.
   Weight detached() const {

@@ -49,10 +49,39 @@ std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const O
   return results;
 }
 
+std::vector<at::Tensor> finish(at::TensorList sums, const OptionalList& up, const OptionalList& bias,
+                               const OptionalList& add, at::IntArrayRef silu) {
+  cuda::FinishCall call{};
+  call.layers = static_cast<int>(sums.size());
+  call.rows = static_cast<int>(sums[0].size(0));
+  std::vector<at::Tensor> held, results;
+  const auto keep = [&](const std::optional<at::Tensor>& t, int64_t elements) {
+    held.push_back(t ? aligned(*t, elements) : at::Tensor());
+    return held.back();
+  };
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    const std::optional<at::Tensor> of_up = up.get(i);
+    results.push_back(at::empty(sums[i].sizes(), sums[i].options().dtype(at::kBFloat16)));
+    call.layer[i] = {.sums = pointer<float>(sums[i]),
+                     .up = of_up ? pointer<float>(*of_up) : nullptr,
+                     .bias = pointer<float>(keep(bias.get(i), 4)),
+                     .pitch = sums[i].stride(0),
+                     .up_pitch = of_up ? of_up->stride(0) : 0,
+                     .add = pointer<Bfloat16>(keep(add.get(i), 4)),
+                     .y = mutable_pointer<Bfloat16>(results[i]),
+                     .silu = silu[i] != 0,
+                     .out = static_cast<int>(sums[i].size(1)),
+                     .first_pack = 0};
+  }
+  launch(sums[0], [&](cudaStream_t stream) { cuda::finish_products(call, stream); });
+  return results;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
   m.impl("skinny_linear", &forward);
+  m.impl("finish_products", &finish);
 }
 
 }  // namespace megalodon::ops

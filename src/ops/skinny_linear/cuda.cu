@@ -1,13 +1,16 @@
 #include "ops/skinny_linear/cuda.h"
 
+#include <numeric>
+
 #include "ops/cuda_device.h"
 #include "ops/cuda_mma.h"
 #include "ops/cuda_step.h"
 
-// Products of few rows are the reading of their weights. A block makes 16 outputs of all rows, or 8 where
-// each is of two products; its warps share the features, and each reads its weights straight into the
-// registers from which the tensor cores take them: the first before x is there, others as there is room. As
-// the order of a sum's terms is free, the two operands agree that a thread has 8 neighbouring features.
+// Products of up to kMostKernelRows rows are the reading of their weights. A block makes 16 outputs of all
+// rows, or 8 where each is of two products; its warps share the features, and each reads its weights straight
+// into the registers from which the tensor cores take them: the first before x is there, others as there is
+// room. As the order of a sum's terms is free, the two operands agree that a thread has 8 neighbouring
+// features.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -15,12 +18,9 @@ constexpr int kTile = kSkinnyTile;
 constexpr int kChunk = 32;  // features: 8 of each thread of a row
 
 constexpr int kMostWarps = 16;
-// Chunks that a warp has in flight, for N groups of 8 rows.
-template <int N>
-constexpr int kInFlight = N == 1 ? 8 : 4;
-// Few rows of x wait in shared memory; many would not fit, but stay in the first cache.
-template <int N>
-constexpr bool kIsStaged = N == 1;
+constexpr int kInFlight = 8;  // chunks of a warp
+constexpr int kColumns = 8;   // of a tensor core's product: rows of x, or none
+static_assert(kMostKernelRows <= kColumns);
 
 // 8 weights, or zeros.
 __device__ uint4 stream_weights(const Bfloat16* from, bool there) {
@@ -69,7 +69,7 @@ __host__ __device__ int staged_width(int width) {
 
 // The rows of x, normalised if need be, into shared memory; for all threads of the block.
 __device__ void stage(const SkinnyCall& c, const SkinnyLayer& layer, Bfloat16* to) {
-  __shared__ float2 row_moments[kMostSkinnyNormRows];
+  __shared__ float2 row_moments[kMostKernelRows];
   const int width = c.width, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   for (int row = thread / 32; layer.norm != InputNorm::none && row < c.rows; row += threads / 32) {
     const float2 m = moments(layer.x + row * width, width, layer.norm, c.eps);
@@ -150,7 +150,7 @@ struct Place {
 };
 
 // Sums of the warps' products become outputs. A thread's are of one feature, of several rows.
-__device__ void finish(const SkinnyCall& c, const Tile& tile, const float* sums, int columns, float bias,
+__device__ void finish(const SkinnyCall& c, const Tile& tile, const float* sums, float bias,
                        float first_added) {
   const SkinnyLayer& layer = *tile.layer;
   const int threads = static_cast<int>(blockDim.x), own = static_cast<int>(threadIdx.x) % tile.outputs,
@@ -160,7 +160,7 @@ __device__ void finish(const SkinnyCall& c, const Tile& tile, const float* sums,
   for (int row = first_row; row < c.rows; row += threads / tile.outputs) {
     float y = bias, up = 0;
     for (int warp = 0; warp < threads / 32; ++warp) {
-      const float* const of_row = sums + (warp * columns + row) * kTile + own;
+      const float* const of_row = sums + (warp * kColumns + row) * kTile + own;
       y += of_row[0];
       if (layer.up != nullptr) up += of_row[kTile / 2];
     }
@@ -172,9 +172,8 @@ __device__ void finish(const SkinnyCall& c, const Tile& tile, const float* sums,
   }
 }
 
-template <int N>
 __global__ void __launch_bounds__(kMostWarps * 32) forward(const __grid_constant__ SkinnyCall c) {
-  constexpr int P = kInFlight<N>, kColumns = 8 * N;
+  constexpr int P = kInFlight;
   extern __shared__ __align__(16) float sums[];  // [warps, rows, kTile], then the staged rows
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int lane = thread % 32, warp = thread / 32, warps = threads / 32;
@@ -209,57 +208,57 @@ __global__ void __launch_bounds__(kMostWarps * 32) forward(const __grid_constant
     const float bias = layer.bias != nullptr && has_output ? layer.bias[out] : 0;
     const float added =
         layer.add != nullptr && has_output && row < c.rows ? to_float(layer.add[row * layer.out + out]) : 0;
-    if (kIsStaged<N> && (staged == nullptr || !has_same_input(*staged, layer))) {
+    if (staged == nullptr || !has_same_input(*staged, layer)) {
       stage(c, layer, staged_rows);
       staged = &layer;
     }
-    const Bfloat16* const x = kIsStaged<N> ? staged_rows : layer.x;
-    const int x_step = kIsStaged<N> ? staged_width(c.width) : c.width;
-
-    constexpr int S = N == 1 ? 2 : 1;  // sums side by side, where there are registers for them
-    float sum[N][S][4] = {};
+    float sum[2][4] = {};
     for (int begin = warp * P; begin < chunks; begin += step) {
       place.go_on();
 #pragma unroll
       for (int i = 0; i < P; ++i) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          uint4 b{0, 0, 0, 0};
-          if (8 * n + g < c.rows && begin + i < chunks)
-            b = *reinterpret_cast<const uint4*>(x + (8 * n + g) * x_step + (begin + i) * kChunk + 8 * t);
-          multiply_add(sum[n][0], {a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y}, b.x, b.y);
-          multiply_add(sum[n][S - 1], {a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w}, b.z, b.w);
-        }
+        uint4 b{0, 0, 0, 0};
+        if (g < c.rows && begin + i < chunks)
+          b = *reinterpret_cast<const uint4*>(staged_rows + g * staged_width(c.width) + (begin + i) * kChunk +
+                                              8 * t);
+        multiply_add(sum[0], {a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y}, b.x, b.y);
+        multiply_add(sum[1], {a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w}, b.z, b.w);
         read_weights(i);
       }
     }
     float* const mine = sums + warp * kColumns * kTile;
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        mine[(8 * n + 2 * t + j % 2) * kTile + g + j / 2 * 8] = sum[n][0][j] + (S > 1 ? sum[n][S - 1][j] : 0);
-    }
+    for (int j = 0; j < 4; ++j) mine[(2 * t + j % 2) * kTile + g + j / 2 * 8] = sum[0][j] + sum[1][j];
     __syncthreads();
-    finish(c, tile, sums, kColumns, bias, added);
+    finish(c, tile, sums, bias, added);
     __syncthreads();
   }
 }
 
-template <int N>
-void launch(const SkinnyCall& call, cudaStream_t stream) {
-  const std::int64_t chunks = call.width / kChunk, passes = ceil_div(chunks, kMostWarps * kInFlight<N>),
-                     warps = ceil_div(chunks, kInFlight<N> * passes);
-  const auto threads = static_cast<unsigned>(32 * warps);
-  const std::size_t shared =
-      static_cast<std::size_t>(warps) * 8 * N * kTile * sizeof(float) +
-      (kIsStaged<N> ? static_cast<std::size_t>(call.rows * staged_width(call.width)) * 2 : 0);
-  allow_shared_memory(forward<N>, shared);
-  int device = 0, processors = 0, blocks = 0;  // blocks: those that a processor holds at once
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, forward<N>, static_cast<int>(threads), shared);
-  launch_step({dim3(grid_size(call.tiles, processors * blocks)), threads, shared, stream}, forward<N>, call);
+// V neighbouring outputs of a row a thread.
+template <int V>
+__global__ void __launch_bounds__(256) finish_sums(const __grid_constant__ FinishCall c) {
+  const unsigned pack = blockIdx.x * blockDim.x + threadIdx.x;
+  if (pack >= c.packs) return;
+  int i = 0;
+  while (i + 1 < c.layers && pack >= c.layer[i + 1].first_pack) ++i;
+  const ProductSums& layer = c.layer[i];
+  const int out = static_cast<int>(pack - layer.first_pack) * V;
+  const std::int64_t row = blockIdx.y, at = row * layer.out + out;
+  float y[V], bias[V] = {}, up[V], added[V] = {};
+  if (layer.bias != nullptr) load(layer.bias + out, bias);
+  wait_for_previous();
+  load(layer.sums + row * layer.pitch + out, y);
+  if (layer.up != nullptr) load(layer.up + row * layer.up_pitch + out, up);
+  if (layer.add != nullptr) load(layer.add + at, added);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    y[j] += bias[j];
+    if (layer.silu) y[j] /= 1 + __expf(-y[j]);
+    if (layer.up != nullptr) y[j] *= up[j];
+    y[j] += added[j];
+  }
+  store(y, layer.y + at);
 }
 
 }  // namespace
@@ -267,9 +266,35 @@ void launch(const SkinnyCall& call, cudaStream_t stream) {
 void skinny_linear(SkinnyCall call, cudaStream_t stream) {
   place_tiles(call);
   if (call.tiles == 0 || call.rows == 0) return;
-  if (call.rows <= 8) return launch<1>(call, stream);
-  if (call.rows <= 16) return launch<2>(call, stream);
-  launch<4>(call, stream);
+  const std::int64_t chunks = call.width / kChunk, passes = ceil_div(chunks, kMostWarps * kInFlight),
+                     warps = ceil_div(chunks, kInFlight * passes);
+  const auto threads = static_cast<unsigned>(32 * warps);
+  const std::size_t shared = static_cast<std::size_t>(warps) * kColumns * kTile * sizeof(float) +
+                             static_cast<std::size_t>(call.rows * staged_width(call.width)) * 2;
+  allow_shared_memory(forward, shared);
+  int device = 0, processors = 0, blocks = 0;  // blocks: those that a processor holds at once
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, forward, static_cast<int>(threads), shared);
+  launch_step({dim3(grid_size(call.tiles, processors * blocks)), threads, shared, stream}, forward, call);
+}
+
+void finish_products(FinishCall call, cudaStream_t stream) {
+  std::int64_t common = 4;
+  for (int i = 0; i < call.layers; ++i) {
+    const auto& layer = call.layer[i];
+    common = std::gcd(common, std::gcd(std::int64_t{layer.out}, std::gcd(layer.pitch, layer.up_pitch)));
+  }
+  const int V = common == 4 ? 4 : 1;
+  call.packs = 0;
+  for (int i = 0; i < call.layers; ++i) {
+    call.layer[i].first_pack = call.packs;
+    call.packs += static_cast<unsigned>(call.layer[i].out / V);
+  }
+  if (call.packs == 0 || call.rows == 0) return;
+  const StepLaunch launch{dim3(grid_size(ceil_div(call.packs, 256)), static_cast<unsigned>(call.rows)), 256,
+                          0, stream};
+  V == 4 ? launch_step(launch, finish_sums<4>, call) : launch_step(launch, finish_sums<1>, call);
 }
 
 }  // namespace megalodon::ops::cuda

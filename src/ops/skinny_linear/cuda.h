@@ -42,4 +42,21 @@ inline void place_tiles(SkinnyCall& call) {
 }
 void skinny_linear(SkinnyCall call, cudaStream_t stream);
 
+// What stands behind the products of a layer: y = f(sums + bias) + add, f(a) = a, silu(a) or silu(a) up.
+struct ProductSums {
+  const float *sums, *up, *bias;  // sums, up [rows, out], up or null
+  std::int64_t pitch, up_pitch;   // from row to row of sums and up
+  const Bfloat16* add;            // [rows, out] as y
+  Bfloat16* y;
+  bool silu;
+  int out;
+  unsigned first_pack;  // set by the launch, as FinishCall::packs
+};
+struct FinishCall {
+  ProductSums layer[kMostSkinnyLayers];
+  int layers, rows;
+  unsigned packs;
+};
+void finish_products(FinishCall call, cudaStream_t stream);
+
 }  // namespace megalodon::ops::cuda

@@ -21,13 +21,14 @@ struct SkinnyLayer {
   at::Tensor add = {};  // [..., out] in the dtype of x, or undefined
 };
 
-// Results [..., out] of some layers, x of one shape in all, in the dtype of x: on a GPU for few rows in
-// bfloat16 without gradients one kernel, bound by the reading of the weights; the operators one by one
-// otherwise. That kernel reads weights and biases while the kernel before it ends, and must not find there
-// what that one writes.
+// Results [..., out] of some layers, x of one shape in all, in the dtype of x. On a GPU in bfloat16 without
+// gradients: up to kMostKernelRows rows one kernel, bound by the reading of the weights; up to
+// kMostSkinnyRows products by a library, one for weights that lie together, and one kernel for what stands
+// behind them. The operators one by one otherwise. The kernel of few rows reads weights and biases while the
+// kernel before it ends, and must not find there what that one writes.
 std::vector<at::Tensor> skinny_linear(const std::vector<SkinnyLayer>& layers, double eps = 1e-5);
 
-// Whether there is a kernel for such an x where no gradient is wanted.
+// Whether there are kernels for such an x where no gradient is wanted.
 bool has_skinny_kernel(const at::Tensor& x);
 
 // n(x) of each layer; neighbours whose input is the same share it.

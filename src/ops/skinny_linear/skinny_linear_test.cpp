@@ -38,7 +38,7 @@ Tensors inputs(int64_t rows, int64_t in, int64_t out, int64_t more, at::ScalarTy
 TEST(SkinnyLinear, AgreesWithReferenceWithoutGradients) {
   const at::NoGradGuard no_grad;
   for (const auto type : {at::kFloat, at::kBFloat16}) {
-    for (const int64_t rows : {1, 3, 8, 9, 17, 32, 33}) {
+    for (const int64_t rows : {1, 3, 4, 5, 8, 17, 32, 33}) {
       for (const auto& [in, out, more] :
            {std::tuple{32, 1, 7}, {96, 40, 17}, {2048, 70, 16}, {4864, 33, 9}, {50, 6, 3}}) {
         const auto t = inputs(rows, in, out, more, type);
@@ -53,6 +53,40 @@ TEST(SkinnyLinear, AgreesWithReferenceWithoutGradients) {
               << "layer " << i << " of " << rows << " x " << in << " -> " << want[i].size(-1) << " " << type;
         }
       }
+    }
+  }
+}
+
+// Their products are one on a GPU: of an activation and what multiplies it, a biased one and an activation
+// with something added. A plain layer and one of another input end the row.
+TEST(SkinnyLinear, TakesWeightsThatLieTogether) {
+  const at::NoGradGuard no_grad;
+  for (const int64_t rows : {2, 5, 32}) {
+    for (const int64_t out : {24, 7}) {
+      const auto random = [](at::IntArrayRef shape) { return testing::random(shape, at::kBFloat16); };
+      const auto x = random({rows, 64}), other = random({rows, 64}), add = random({rows, out});
+      const auto whole = random({6 * out, 64}) / 8;
+      const auto bias = testing::random({out}), norm = testing::random({64});
+      const auto layers = [&](auto in) {
+        const auto all = in(whole);
+        const auto weight = [&](int64_t i) { return all.narrow(0, i * out, out); };
+        const SkinnyLayer of_x{.x = in(x), .norm = InputNorm::rms, .norm_weight = in(norm)};
+        auto gated = of_x, biased = of_x, activated = of_x, plain = of_x, last = of_x;
+        gated.weight = weight(0), gated.silu = true, gated.up = weight(1);
+        biased.weight = weight(2), biased.bias = in(bias);
+        activated.weight = weight(3), activated.bias = in(bias), activated.silu = true;
+        activated.add = in(add);
+        plain.weight = weight(4), plain.add = in(add);
+        last.x = in(other), last.weight = weight(5), last.bias = in(bias);
+        return std::vector{gated, biased, activated, plain, last};
+      };
+      const auto want =
+          skinny_linear_reference(layers([](const at::Tensor& t) { return t.cpu().to(at::kDouble); }));
+      const testing::PoisonedMemory poisoned;
+      const auto got = skinny_linear(layers([](const at::Tensor& t) { return t; }));
+      for (std::size_t i = 0; i < want.size(); ++i)
+        EXPECT_LE(testing::relative_error(got[i], want[i]), 2e-2)
+            << "layer " << i << " of " << rows << " -> " << out;
     }
   }
 }
