@@ -227,8 +227,10 @@ class Product {
   at::Tensor workspace_ = at::empty({kWorkspaceBytes}, y_.options().dtype(at::kByte));
 };
 
-// Smaller ones are over before a choice could matter.
+// Smaller ones are over before a choice could matter. Those of few rows wait for the other operand from
+// memory, which timings in a row would find in the cache.
 constexpr double kWorthTiming = 1 << 28;
+constexpr int64_t kFewRows = 256;
 
 cublasLtMatmulAlgo_t algorithm_for(Product& product) {
   struct Chosen {
@@ -237,14 +239,15 @@ cublasLtMatmulAlgo_t algorithm_for(Product& product) {
   };
   static std::mutex mutex;
   static auto& chosen = *new std::map<Product::Kind, Chosen>;
-  if (product.operations() >= kWorthTiming && !at::globalContext().deterministicAlgorithms()) {
+  const auto sizes = product.sizes();
+  if (product.operations() >= kWorthTiming && *std::min_element(sizes.begin(), sizes.end()) >= kFewRows &&
+      !at::globalContext().deterministicAlgorithms()) {
     const std::lock_guard lock(mutex);
     auto found = chosen.find(product.kind());
     const auto records = at::cuda::currentStreamCaptureStatusMayInitCtx() != at::cuda::CaptureStatus::None;
     if (found == chosen.end() && !records)
-      found = chosen.emplace(product.kind(), Chosen{product.fastest(), product.sizes()}).first;
-    if (found != chosen.end() &&
-        (found->second.sizes == product.sizes() || product.takes(found->second.algorithm)))
+      found = chosen.emplace(product.kind(), Chosen{product.fastest(), sizes}).first;
+    if (found != chosen.end() && (found->second.sizes == sizes || product.takes(found->second.algorithm)))
       return found->second.algorithm;
   }
   return product.algorithms(1).front();

@@ -32,9 +32,12 @@ __device__ inline unsigned cluster_size() {
   return 1;
 #endif
 }
+// What the cluster's threads wrote to their blocks' shared memory before it, they read of each other's after.
+// (By default a barrier of a cluster waits for what was written to global memory too.)
 __device__ inline void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;" ::: "memory");
 #else
   __syncthreads();
 #endif

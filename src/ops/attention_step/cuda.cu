@@ -269,13 +269,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class T>
 void attention_step(const AttentionStep<T>& a, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(T);
-  constexpr std::int64_t kWanted = 256;  // blocks
+  constexpr std::int64_t kWanted = 256;  // blocks, two on each multiprocessor
   if (a.B == 0) return;
-  const unsigned splits = is_hopper() ? kSplits : 1;
+  unsigned splits = is_hopper() ? kSplits : 1;
   int column_threads = 1;
   while (column_threads < kThreads && column_threads * V < a.dv) column_threads *= 2;
   const auto groups = [&] { return ceil_div(a.dv, column_threads * V); };
   while (column_threads > 32 && a.B * a.H * groups() * splits < kWanted) column_threads /= 2;
+  while (splits > 1 && a.B * a.H * groups() * splits > kWanted) splits /= 2;
   const std::int64_t cache_bytes = a.B * a.chunk * a.H * (a.dz + a.dv) * std::int64_t{sizeof(T)};
   const dim3 grid(grid_size(a.B * a.H), static_cast<unsigned>(groups()), splits);
   launch_step({grid, kThreads, static_cast<std::size_t>(a.dz) * (sizeof(float) + sizeof(T)), stream, splits},
