@@ -13,8 +13,8 @@ namespace megalodon::ops {
 at::Device open_device(const std::string& wanted);
 
 // From here on two runs on one GPU give the same bits; for that torch's own kernels take slower ways where
-// they must. The project's sum in an order that depends on the shapes alone in any case. To be called before
-// the device is first used.
+// they must, and cuBLASLt's algorithms are its own guess. The project's kernels sum in an order that depends
+// on the shapes alone in any case. To be called before the device is first used.
 void make_deterministic();
 
 // From here on the sizes of tensors may keep changing and growing: what a GPU's memory held of earlier sizes
