@@ -29,7 +29,7 @@ at::Tensor RoundedCopy::memory(at::IntArrayRef sizes, const at::TensorOptions& o
   return whole.narrow(0, first_, c10::multiply_integers(sizes)).view(sizes);
 }
 
-void RoundedCopy::gather(at::Tensor value) {
+void RoundedCopy::gather(const at::Tensor& value) {
   if (!shared_) return;
   const auto own = memory(value.sizes(), value.options());
   own.copy_(value);

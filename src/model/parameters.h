@@ -27,7 +27,7 @@ class RoundedCopy {
     int64_t size = 0;  // elements
   };
   // Moves `value` itself into the shared memory, if there is any.
-  void gather(at::Tensor value);
+  void gather(const at::Tensor& value);
   // Copies of `size` elements are made behind those that share the memory already.
   void share(std::shared_ptr<Shared> shared, int64_t size);
 

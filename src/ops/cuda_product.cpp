@@ -264,7 +264,7 @@ void product_into(const at::Tensor& y, const ProductOperand& a, const ProductOpe
 
 namespace {
 
-void product_into_op(at::Tensor y, const at::Tensor& a, const at::Tensor& b,
+void product_into_op(const at::Tensor& y, const at::Tensor& a, const at::Tensor& b,
                      const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& added) {
   product_into(y, {a}, {b}, {.bias = bias, .added = added});
 }

@@ -83,9 +83,8 @@ using Optional = std::optional<at::Tensor>;
 // y = a b + bias + added.
 void plugin_product(const at::Tensor& y, const at::Tensor& a, const at::Tensor& b, const Optional& bias = {},
                     const Optional& added = {}) {
-  static const auto op =
-      registered<void(at::Tensor, const at::Tensor&, const at::Tensor&, const Optional&, const Optional&)>(
-          "megalodon::product_into");
+  static const auto op = registered<void(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const Optional&, const Optional&)>("megalodon::product_into");
   op.call(y, a, b, bias, added);
 }
 at::Tensor new_plugin_product(const at::Tensor& a, const at::Tensor& b, at::ScalarType type,

@@ -130,7 +130,7 @@ TEST(TimestepNorm, PassesItsInputOn) {
   for (const auto type : {at::kFloat, at::kBFloat16, at::kDouble}) {
     for (const auto& [B, L, D, G] :
          {std::array<int64_t, 4>{1, 1, 6, 3}, {2, 33, 40, 8}, {1, 70, 256, 4}, {2, 40, 700, 1}}) {
-      for (const int passed : {0, 1, 2}) {
+      for (const std::size_t passed : {0, 1, 2}) {
         SCOPED_TRACE(at::str(type, " ", B, " ", L, " ", D, " ", G, ", passed ", passed));
         const Case c{.B = B, .L = L, .D = D, .G = G, .type = type};
         auto in = inputs(c);
@@ -151,7 +151,7 @@ TEST(TimestepNorm, PassesItsInputOn) {
           } else {
             results = {timestep_norm(x, leaves[1], leaves[2], state, {}, kEps).y, x, x};
           }
-          results.resize(static_cast<std::size_t>(1 + passed)), upstream.resize(results.size());
+          results.resize(1 + passed), upstream.resize(results.size());
           return torch::autograd::grad(results, leaves, upstream);
         };
         const testing::PoisonedMemory poisoned;
