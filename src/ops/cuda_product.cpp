@@ -101,8 +101,11 @@ class Product {
         of_b_(b.x),
         of_y_(y) {
     TORCH_CHECK(of_y_.has_rows, "product_into: expected rows of y that lie in memory");
-    TORCH_CHECK(Matrix(added_).has_rows && Matrix(added_).pitch == of_y_.pitch,
-                "product_into: expected what is added to lie as y does");
+    if (adds_) {
+      const Matrix of_added(added_);
+      TORCH_CHECK(of_added.has_rows && of_added.pitch == of_y_.pitch,
+                  "product_into: expected what is added to lie as y does");
+    }
     description_.set(CUBLASLT_MATMUL_DESC_TRANSA, of_b_.has_rows ? CUBLAS_OP_N : CUBLAS_OP_T);
     description_.set(CUBLASLT_MATMUL_DESC_TRANSB, of_a_.has_rows ? CUBLAS_OP_N : CUBLAS_OP_T);
     if (a.scale.defined()) {

@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "base/parallel.h"
+#include "ops/check.h"
 #include "ops/device.h"
 #include "ops/registered.h"
 #include "ops/simd_dispatch.h"
@@ -58,8 +59,7 @@ bool is_float_for_onednn() {
 
 bool is_for_onednn(const at::Tensor& a, const at::Tensor& b) {
   return is_float_for_onednn() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
-         is_worth_it(a, b.size(-1)) &&
-         !(at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad()));
+         is_worth_it(a, b.size(-1)) && !needs_gradient({a, b});
 }
 
 // Whether rows or columns lie in memory, at addresses that are multiples of 16 bytes.
@@ -75,8 +75,7 @@ bool has_aligned_rows(const at::Tensor& x) {
 bool is_for_plugin(const at::Tensor& a, const at::Tensor& b) {
   return a.is_cuda() && a.dim() == 2 && a.scalar_type() == at::kBFloat16 &&
          b.scalar_type() == at::kBFloat16 && has_cuda_kernels() && a.numel() > 0 && b.numel() > 0 &&
-         is_aligned(a) && is_aligned(b) && b.size(1) % 8 == 0 &&
-         !(at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad()));
+         is_aligned(a) && is_aligned(b) && b.size(1) % 8 == 0 && !needs_gradient({a, b});
 }
 
 using Optional = std::optional<at::Tensor>;

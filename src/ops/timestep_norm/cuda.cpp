@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 
 #include "ops/cuda_launch.h"
 #include "ops/norm_cema_step/cuda.h"
