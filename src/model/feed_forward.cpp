@@ -41,13 +41,16 @@ at::Tensor FeedForward::operator()(const at::Tensor& y, const at::Tensor& residu
   const auto bias = norm_bias.defined() ? std::optional(norm_bias) : std::nullopt;
   Recomputed anew(place.recomputes);
   const auto u = anew.add([=, eps = config.norm_eps] { return ops::layer_norm(y, weight, bias, eps); });
-  const auto inner = fc3.defined() ? project(u, {{fc1}, {fc3}}) : project(u, {{fc1}});  // [B, L, F]
-  const auto gate = fc3.defined() ? std::optional(inner[1]) : std::nullopt;
+  const auto inner =
+      fc3.defined() ? project_for_swiglu(u, fc1, fc3) : SwigluInputs{project(u, fc1), {}};  // [B, L, F]
+  const auto gate = fc3.defined() ? std::optional(inner.b) : std::nullopt;
   const Drop drop_hidden(config.hidden_dropout, dropout);
   const Drop drop_out(config.dropout, dropout);
   if (drop_out.p() == 0 && !alpha.defined())
-    return anew.until_gradient(project_swiglu(inner[0], gate, fc2, drop_hidden, residual));
-  auto out = drop_out(project_swiglu(inner[0], gate, fc2, drop_hidden));  // [B, L, D]
+    return anew.until_gradient(
+        project_swiglu(inner.a, gate, fc2, drop_hidden, {.added = residual, .hidden = inner.hidden}));
+  auto out =
+      drop_out(project_swiglu(inner.a, gate, fc2, drop_hidden, {.hidden = inner.hidden}));  // [B, L, D]
   if (alpha.defined()) out = out * alpha.to(out.scalar_type());
   return anew.until_gradient(residual + out);
 }

@@ -130,7 +130,8 @@ std::pair<at::Tensor, at::Tensor> GatedAttention::operator()(const at::Tensor& x
   const auto o = attend(qk[0], qk[1], v, {.chunk = config.chunk_size}, config.attention_dropout, place,
                         layer);  // [B, L, E]
   const Drop drop_gated(config.hidden_dropout, place.dropout);
-  const auto h = project_swiglu(of_mx[1], o, wh2, drop_gated, of_mx[2], br.value());  // [B, L, D]
+  const auto h =
+      project_swiglu(of_mx[1], o, wh2, drop_gated, {.added = of_mx[2], .bias = br.value()});  // [B, L, D]
   return {anew.until_gradient(residual + drop(h, config.dropout, place.dropout)), next_residual};
 }
 

@@ -8,12 +8,16 @@
 
 namespace megalodon::model {
 
-// drop(silu(a) b) W^T, or drop(silu(a)) W^T without b; a, b [..., F], weight [D, F] as in project(). With
-// `added` [..., D] that is added, inside the product.
-// What is projected is not kept for the backward pass, which has it from the kernel of the activation's
-// gradients; so has `bias`, one that a has in it (ops/swiglu/swiglu.h), its gradient.
+struct SwigluOptions {
+  std::optional<at::Tensor> added = {};  // [..., D], added inside the product
+  std::optional<at::Tensor> bias = {};   // one that a has in it (ops/swiglu/swiglu.h): has its gradient too
+  at::Tensor hidden = {};                // silu(a) b, where it was made already
+  bool keeps_hidden = false;             // for the backward pass, which makes it again otherwise
+};
+
+// drop(silu(a) b) W^T, or drop(silu(a)) W^T without b; a, b [..., F], weight [D, F] as in project(). The
+// backward pass has what is projected from the kernel of the activation's gradients, unless it was kept.
 at::Tensor project_swiglu(const at::Tensor& a, const std::optional<at::Tensor>& b, const Weight& weight,
-                          const Drop& drop, const std::optional<at::Tensor>& added = {},
-                          const std::optional<at::Tensor>& bias = {});
+                          const Drop& drop, const SwigluOptions& options = {});
 
 }  // namespace megalodon::model

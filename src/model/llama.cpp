@@ -6,9 +6,9 @@
 #include <bit>
 #include <cmath>
 
+#include "model/gated_projection.h"
 #include "ops/add_rms_norm/add_rms_norm.h"
 #include "ops/rope/rope.h"
-#include "ops/swiglu/swiglu.h"
 
 namespace megalodon::model {
 namespace {
@@ -68,9 +68,9 @@ Residual LlamaBlock::operator()(const Residual& residual, const Place& place, bo
   const auto [x, u] = norm(residual, input_norm, c, place.compute_type);  // [B, L, D]
   const auto mixed = drop(project(attention(u, place, last_only), wo), c.dropout, place.dropout);
   const auto [h, v] = norm({last_only ? last(x) : x, mixed}, post_norm, c, place.compute_type);
-  const auto inner = project(v, {{gate}, {up}});
-  const auto hidden = ops::swiglu(inner[0], inner[1]);  // [B, L, F]
-  return {h, drop(project(hidden, down), c.dropout, place.dropout)};
+  const auto [a, b, hidden] = project_for_swiglu(v, gate, up);  // [B, L, F]
+  const auto out = project_swiglu(a, b, down, Drop(0, nullptr), {.hidden = hidden, .keeps_hidden = true});
+  return {h, drop(out, c.dropout, place.dropout)};
 }
 
 at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool last_only) const {

@@ -487,14 +487,24 @@ TEST(Projection, OfSwigluIsItsPartsInOrder) {
   const auto leaf = [](const at::Tensor& x) { return x.detach().clone().set_requires_grad(true); };
   for (const auto type : {at::kFloat, at::kBFloat16}) {
     for (const bool gated : {true, false}) {
-      for (const bool added : {true, false}) {
+      struct Case {
+        bool added, kept;
+        double p;
+      };
+      for (const auto& c :
+           {Case{true, true, 0.25}, {true, false, 0.25}, {false, true, 0}, {false, false, 0.25}}) {
         const auto of = [&](const std::vector<at::Tensor>& in, bool fused) {
-          const Drop drop(0.25, int64_t{7});
+          const Drop drop(c.p, int64_t{7});
           const auto b = gated ? std::optional(in[1]) : std::nullopt;
           const auto sum = in[3] * 1;
-          if (fused) return project_swiglu(in[0], b, in[2], drop, added ? std::optional(sum) : std::nullopt);
+          if (fused) {
+            return project_swiglu(in[0], b, in[2], drop,
+                                  {.added = c.added ? std::optional(sum) : std::nullopt,
+                                   .hidden = c.kept ? ops::swiglu(in[0], b).detach() : at::Tensor(),
+                                   .keeps_hidden = c.kept});
+          }
           const auto y = project(drop(ops::swiglu(in[0], b)), in[2]);
-          return added ? sum + y : y;
+          return c.added ? sum + y : y;
         };
         const std::vector<at::Tensor> in{
             ops::testing::random({2, 5, 24}, type), ops::testing::random({2, 5, 24}, type),
@@ -505,7 +515,7 @@ TEST(Projection, OfSwigluIsItsPartsInOrder) {
           want.push_back(leaf(x));
         }
         const auto y = of(got, true), y_want = of(want, false), dy = ops::testing::random({2, 5, 16}, type);
-        const double rounding = !added ? 0 : type == at::kFloat ? 1e-6 : 1e-2;
+        const double rounding = !c.added ? 0 : type == at::kFloat ? 1e-6 : 1e-2;
         EXPECT_LE(ops::testing::relative_error(y.detach(), y_want.detach()), rounding);
         y.backward(dy);
         y_want.backward(dy);
@@ -518,6 +528,45 @@ TEST(Projection, OfSwigluIsItsPartsInOrder) {
       }
     }
   }
+}
+
+// Sizes that a GPU's kernels of products with SwiGLU take; on a CPU the parts.
+TEST(Projection, ForSwigluAgreesWithItsParts) {
+  const auto device = ops::testing::device();
+  ParameterMaker make({1}, true);
+  const auto gate = make.weight("gate", {128, 64}, 0.1), up = make.weight("up", {128, 64}, 0.1),
+             down = make.weight("down", {64, 128}, 0.1);
+  Weight::lay_together({gate, up});
+  auto parameters = make.take();
+  for (auto& p : parameters) p.value.set_data(p.value.to(device));
+  for (const auto& p : parameters) p.rounded->update(p.value, at::kBFloat16);
+  const auto leaf = ops::testing::random({3, 11, 64}, at::kBFloat16),
+             dy = ops::testing::random({3, 11, 64}, at::kBFloat16);
+  const auto results = [&](auto&& f) {
+    const auto x = leaf.detach().clone().set_requires_grad(true);
+    const auto y = f(x);
+    std::vector<at::Tensor> all{x};
+    for (const auto& p : parameters) all.push_back(p.value);
+    auto found = torch::autograd::grad({y}, all, {dy});
+    found.push_back(y.detach());
+    return found;
+  };
+  const auto want = results(
+      [&](const at::Tensor& x) { return project(ops::swiglu(project(x, gate), project(x, up)), down); });
+  for (const bool keeps : {true, false}) {
+    const auto got = results([&](const at::Tensor& x) {
+      const auto [a, b, hidden] = project_for_swiglu(x, gate, up);
+      EXPECT_EQ(hidden.defined(), device.is_cuda());
+      EXPECT_FALSE(hidden.defined() && hidden.requires_grad());
+      return project_swiglu(a, b, down, Drop(0, nullptr), {.hidden = hidden, .keeps_hidden = keeps});
+    });
+    for (std::size_t i = 0; i < want.size(); ++i)
+      EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 1.5e-2) << i;
+  }
+  const auto x = leaf.detach().clone().set_requires_grad(true);
+  project(project_for_swiglu(x, gate, up).b, down)
+      .backward(dy);  // nothing is made of the other layer's result
+  EXPECT_TRUE(x.grad().defined() && up.value().grad().defined());
 }
 
 TEST(Stack, IsItsModelsSideBySide) {

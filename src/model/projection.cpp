@@ -7,6 +7,7 @@
 #include "ops/column_sum/column_sum.h"
 #include "ops/joined.h"
 #include "ops/product.h"
+#include "ops/product_swiglu/product_swiglu.h"
 #include "ops/skinny_linear/skinny_linear.h"
 
 namespace megalodon::model {
@@ -78,16 +79,25 @@ struct Projection : torch::autograd::Function<Projection> {
 };
 
 // Of layers whose weights lie together as `weight` [sum of out, in]: the results are columns of one tensor.
+// Those of two may be followed by SwiGLU of them, without a gradient.
 struct JointProjection : torch::autograd::Function<JointProjection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
-                               const at::Tensor& weight) {
+                               const at::Tensor& weight, bool for_swiglu) {
     const at::AutoDispatchBelowADInplaceOrView below;
     std::vector<int64_t> widths;
     for (const auto& w : weights) widths.push_back(w.size(0));
     ctx->save_for_backward({x, weight});
     ctx->saved_data["widths"] = widths;
     ctx->saved_data["type"] = weights[0].scalar_type();
+    ctx->set_materialize_grads(false);
     auto shape = x.sizes().vec();
+    if (for_swiglu) {
+      shape.back() = widths[0];
+      const auto [a, b, y] = ops::product_swiglu(rows_of(x, weight), weight);
+      variable_list results{a.view(shape), b.view(shape), y.view(shape)};
+      ctx->mark_non_differentiable({results[2]});
+      return results;
+    }
     shape.back() = weight.size(0);
     return ops::product(rows_of(x, weight), weight.t()).view(shape).split_with_sizes(widths, -1);
   }
@@ -95,15 +105,21 @@ struct JointProjection : torch::autograd::Function<JointProjection> {
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1];
-    const auto whole = ops::joined(dy, -1);
-    const auto d = rows_of(whole.defined() ? whole : at::cat(dy, -1), weight);
+    const auto widths = ctx->saved_data["widths"].toIntVector();
+    variable_list parts;
+    for (std::size_t i = 0; i < widths.size(); ++i) {
+      auto shape = x.sizes().vec();
+      shape.back() = widths[i];
+      parts.push_back(dy[i].defined() ? dy[i] : at::zeros(shape, x.options()));
+    }
+    const auto whole = ops::joined(parts, -1);
+    const auto d = rows_of(whole.defined() ? whole : at::cat(parts, -1), weight);
     variable_list gradients;
     gradients.push_back(ctx->needs_input_grad(0) ? ops::product(d, weight).view(x.sizes()) : at::Tensor());
     const auto type = ctx->saved_data["type"].toScalarType();
     const auto d_weight = ops::product(d.t(), rows_of(x, weight), type);
-    for (const auto& part : d_weight.split_with_sizes(ctx->saved_data["widths"].toIntVector()))
-      gradients.push_back(part);
-    gradients.emplace_back();
+    for (const auto& part : d_weight.split_with_sizes(widths)) gradients.push_back(part);
+    gradients.resize(gradients.size() + 2);  // of `weight` and `for_swiglu`
     return gradients;
   }
 };
@@ -152,11 +168,21 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
   if (const auto joint = joint_weight(x, layers); joint.defined()) {
     variable_list weights;
     for (const auto& layer : layers) weights.push_back(layer.weight);
-    return JointProjection::apply(x, at::TensorList(weights), joint);
+    return JointProjection::apply(x, at::TensorList(weights), joint, false);
   }
   auto results = project_and_pass(x, layers);
   results.pop_back();
   return results;
+}
+
+SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b) {
+  if (const auto joint = joint_weight(x, {{a}, {b}}); joint.defined()) {
+    const variable_list weights{a, b};
+    const auto results = JointProjection::apply(x, at::TensorList(weights), joint, true);
+    return {results[0], results[1], results[2]};
+  }
+  const auto results = project(x, {{a}, {b}});
+  return {results[0], results[1]};
 }
 
 at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias) {

@@ -44,4 +44,16 @@ __device__ inline void barriers_are_started() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// What ordinary stores wrote is seen by copies that are started after a barrier.
+__device__ inline void written_for_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Copies from shared memory, by one thread: started, in groups that are committed, until they have read it.
+__device__ inline void commit_copies_back() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ inline void wait_for_copies_back() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 }  // namespace megalodon::ops::cuda

@@ -45,6 +45,19 @@ __device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int 
       : "memory");
 }
 
+// The same box to the second cache.
+__device__ inline void prefetch_tile(const CUtensorMap& map, int row, int block) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(&map), "r"(0), "r"(row),
+               "r"(block)
+               : "memory");
+}
+// And back from shared memory, what lies in the matrix; commit_copies_back() follows.
+__device__ inline void copy_tile_back(const CUtensorMap& map, int row, int block, const void* from) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+               "r"(0), "r"(row), "r"(block), "r"(shared_address(from))
+               : "memory");
+}
+
 // A matrix in shared memory as wgmma takes it, with the 16 numbers in depth that begin at 16 `step` of a tile
 // of 64. Its rows are the tile's rows (64 in depth each); transposed, they are the tile's columns, and
 // further 64 columns are in the next tile of 64 rows.
@@ -86,6 +99,22 @@ __device__ inline void multiply(float (&d)[64], std::uint64_t a, std::uint64_t b
       "%64, %65, p, 1, 1, %67, %68;\n}\n"
       : MEGALODON_FLOATS_16(d, 0), MEGALODON_FLOATS_16(d, 16), MEGALODON_FLOATS_16(d, 32),
         MEGALODON_FLOATS_16(d, 48)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposeA), "n"(kTransposeB));
+}
+template <bool kTransposeA, bool kTransposeB>
+__device__ inline void multiply(float (&d)[96], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      " %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      " %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
+      "%96, %97, p, 1, 1, %99, %100;\n}\n"
+      : MEGALODON_FLOATS_16(d, 0), MEGALODON_FLOATS_16(d, 16), MEGALODON_FLOATS_16(d, 32),
+        MEGALODON_FLOATS_16(d, 48), MEGALODON_FLOATS_16(d, 64), MEGALODON_FLOATS_16(d, 80)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposeA), "n"(kTransposeB));
 }
 template <bool kTransposeA, bool kTransposeB>

@@ -1,4 +1,5 @@
 #pragma once
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -15,6 +16,42 @@ __device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], 
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Matrices of 8 x 8 elements of 16 bits, by a warp: lane 4 r + c has elements (r, 2 c) and (r, 2 c + 1) as a
+// word. Four matrices; lane 8 i + r gives the address of row r, 16 bytes, of matrix i. kTransposed: the
+// matrices in memory are the transposed of those in the lanes.
+template <bool kTransposed>
+__device__ inline void load_matrices(std::uint32_t (&to)[4], std::uint32_t address) {
+  if constexpr (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+  }
+}
+template <bool kTransposed>
+__device__ inline void store_matrices(const std::uint32_t (&from)[4], std::uint32_t address) {
+  if constexpr (kTransposed) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+                 "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(from[0]),
+                 "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+  }
+}
+
+// Two numbers as bfloat16 in a word, the first in its lower half.
+__device__ inline std::uint32_t pack(float first, float second) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
 }  // namespace megalodon::ops::cuda

@@ -32,22 +32,12 @@ __device__ inline void copy_box(const Boxes& from, int feature, int step, int se
       : "memory");
 }
 
-// What ordinary stores wrote is seen by copies that are started after a barrier.
-__device__ inline void written_for_copies() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-// Copies from shared memory, by one thread: started, in groups that are committed, until they have read it.
+// Back from shared memory; commit_copies_back() follows.
 __device__ inline void copy_box_back(const Boxes& to, int feature, int step, int sequence,
                                      std::uint32_t from) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&to),
                "r"(feature), "r"(step), "r"(sequence), "r"(from)
                : "memory");
-}
-__device__ inline void commit_copies_back() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-__device__ inline void wait_for_copies_back() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 }  // namespace megalodon::ops::cuda

@@ -4,8 +4,8 @@
 #include "ops/bfloat16.h"
 #include "ops/cema/cuda.h"
 #include "ops/cema/cuda_boxes.h"
-#include "ops/cema/cuda_warp.h"
 #include "ops/cuda_barrier.h"
+#include "ops/cuda_mma.h"
 
 // The pieces of CEMA in blocks (cuda_blocks.cu): complex numbers, coefficients, tiles of steps in shared
 // memory and the scan of the states over the blocks. A thread block has kFeatures features, a warp each.
@@ -14,6 +14,12 @@ namespace megalodon::ops::cuda {
 inline constexpr int kBlock = 32;  // steps
 inline constexpr int kFeatures = static_cast<int>(kCemaTileFeatures), kThreads = 32 * kFeatures;
 inline constexpr int kComponents = static_cast<int>(kMostBlockComponents);
+
+// a and b as sums of two bfloat16 numbers each, packed.
+__device__ inline void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
+  high = pack(a, b);
+  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
+}
 
 struct Pair {
   float re, im;

@@ -1,22 +1,14 @@
 #include "ops/swiglu/cuda.h"
 
-#include <numbers>
 #include <numeric>
 
 #include "ops/cuda_device.h"
+#include "ops/swiglu/cuda_sigmoid.h"
 
 namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// 1 / (1 + e^-a), in a few instructions: exact to some units in the last place.
-__device__ float sigmoid(float a) {
-  float power, s;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(a * -std::numbers::log2e_v<float>));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1 + power));
-  return s;
-}
 
 // Where a thread's first column of its row is.
 struct Place {

@@ -94,13 +94,14 @@ at::Tensor swiglu(const at::Tensor& a, const Optional& b, const Optional& bias) 
   return has_fast_kernel(a) ? Swiglu::apply(a, b, bias) : swiglu_reference(a, b, bias);
 }
 
-SwigluGradients swiglu_gradients(const at::Tensor& a, const Optional& b, const at::Tensor& dy, bool biased) {
+SwigluGradients swiglu_gradients(const at::Tensor& a, const Optional& b, const at::Tensor& dy, bool biased,
+                                 bool value) {
   check(a, b);
   check_type("swiglu_gradients", "dy", dy, a.scalar_type());
   check_shape("swiglu_gradients", "dy", dy, a.sizes());
   TORCH_CHECK(has_fast_kernel(a),
               "[swiglu_gradients] a: expected float32 or bfloat16 on a device with kernels");
-  const auto [da, db, y, d_bias] = dispatch_backward(a, b, dy, true, biased);
+  const auto [da, db, y, d_bias] = dispatch_backward(a, b, dy, value, biased);
   return {da, db, y, d_bias};
 }
 

@@ -18,9 +18,9 @@ struct SwigluGradients {
   at::Tensor d_bias;  // [F] float32, the sum of da over the rows; undefined unless `biased`
 };
 // Gradients of y = swiglu(a, b) from dy, with y made again in the same pass over memory: for those who do not
-// keep it. float32 or bfloat16; not differentiable.
+// keep it; without y unless `value`. float32 or bfloat16; not differentiable.
 SwigluGradients swiglu_gradients(const at::Tensor& a, const std::optional<at::Tensor>& b,
-                                 const at::Tensor& dy, bool biased = false);
+                                 const at::Tensor& dy, bool biased = false, bool value = true);
 
 // swiglu in plain torch operations. Any device; float32 or float64.
 at::Tensor swiglu_reference(const at::Tensor& a, const std::optional<at::Tensor>& b = {},
