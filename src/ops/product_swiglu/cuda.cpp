@@ -44,13 +44,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
                                                                     bool value, bool sums) {
   const int64_t M = dy.size(0), K = dy.size(1), F = weight.size(1);
   const auto dy_ = aligned(dy, 8), weight_ = aligned(weight, 8);
-  const bool well = lies_well(a) && (!b || (lies_well(*b) && b->strides() == a.strides()));
-  const auto a_ = well ? a : aligned(a, 8), b_ = !b ? at::Tensor() : well ? *b : aligned(*b, 8);
+  const auto a_ = lies_well(a) ? a : aligned(a, 8);
+  const auto b_ = !b ? at::Tensor() : lies_well(*b) ? *b : aligned(*b, 8);
   const auto made = b ? empty_like_joined({a_, b_}, 1) : empty_like_joined({a_}, 1);
   const auto &da = made[0], db = b ? made[1] : at::Tensor();
   const auto y = value ? at::empty({M, F}, a.options()) : at::Tensor();
   const auto partial =
       sums ? at::empty({cuda::product_swiglu_sums(M, K), F}, a.options().dtype(at::kFloat)) : at::Tensor();
+  const auto step = [&](const at::Tensor& x) { return M > 1 ? x.stride(0) : F; };
   launch(dy, [&](cudaStream_t stream) {
     cuda::product_swiglu_gradients({.M = M,
                                     .K = K,
@@ -59,10 +60,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
                                     .weight = pointer<Bfloat16>(weight_),
                                     .a = pointer<Bfloat16>(a_),
                                     .b = pointer<Bfloat16>(b_),
-                                    .step = M > 1 ? a_.stride(0) : F,
+                                    .a_step = step(a_),
+                                    .b_step = b ? step(b_) : 0,
                                     .da = mutable_pointer<Bfloat16>(da),
                                     .db = mutable_pointer<Bfloat16>(db),
-                                    .d_step = M > 1 ? da.stride(0) : F,
+                                    .d_step = step(da),
                                     .y = mutable_pointer<Bfloat16>(y),
                                     .sums = mutable_pointer<float>(partial)},
                                    stream);

@@ -135,7 +135,7 @@ __device__ float high(std::uint32_t pair) {
 }
 
 // x, of which the compiler knows nothing: what follows from it does not take registers during products.
-__device__ int hidden(int x) {
+__device__ int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
@@ -144,7 +144,7 @@ __device__ int hidden(int x) {
 // row + 8 half.
 template <int kFeatures, int kPitch, class F>
 __device__ void store_rows(char* stage, F&& word, Bfloat16* out, int pitch, int rows, int columns) {
-  const int lane = hidden(threadIdx.x % 32);
+  const int lane = opaque(threadIdx.x % 32);
   const std::uint32_t at = shared_address(stage) + (lane & 15) * kPitch + (lane >> 4) * 16;
 #pragma unroll
   for (int j = 0; j < kFeatures / 8; j += 2) {
@@ -174,7 +174,7 @@ __device__ void store_rows(char* stage, F&& word, Bfloat16* out, int pitch, int 
 template <class C>
 __device__ void finish_forward(const Work& work, char* stage, const float (&d)[C::kColumns / 2], int row,
                                int column) {
-  const int first = hidden(row + threadIdx.x % 128 / 32 * 16), F = hidden(work.F);
+  const int first = opaque(row + threadIdx.x % 128 / 32 * 16), F = opaque(work.F);
   const int from = column * C::kFeatures, rows = work.M - first, columns = F - from;
   constexpr int kWords = C::kFeatures / 8;
   std::uint32_t as[kWords][2], bs[kWords][2];  // rounded first, so that the registers of d are free
@@ -411,7 +411,7 @@ __global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ 
     auto& shared = *reinterpret_cast<Shared<C::kStages>*>(of_warps + 8 * C::kWarpBytes);
     static_assert(sizeof shared <= 512);
     if (threadIdx.x == 0) {
-      for (int i = 0; i < C::kStages; ++i) shared.full[i].start(1), shared.empty[i].start(4);
+      for (int i = 0; i < C::kStages; ++i) shared.full[i].start(1), shared.empty[i].start(4);  // warps
       shared.resident.start(1);
       for (auto& sets : shared.chunks) sets[0].start(1), sets[1].start(1);
       barriers_are_started();
@@ -477,8 +477,8 @@ void launch_backward(const ProductSwigluGradients& p, cudaStream_t stream) {
   };
   Work work{.x = matrix_map(p.dy, p.M, p.K, p.K, C::kRows, 1),
             .weight = matrix_map(p.weight, p.K, p.F, p.F, kDepth, kAcross),
-            .a = of_warp(p.a, p.step),
-            .b = of_warp(p.b, p.step),
+            .a = of_warp(p.a, p.a_step),
+            .b = of_warp(p.b, p.b_step),
             .da = of_warp(p.da, p.d_step),
             .db = of_warp(p.db, p.d_step),
             .to_y = of_warp(p.y, p.F),

@@ -21,9 +21,9 @@ void product_swiglu(const ProductSwiglu& p, cudaStream_t stream);
 struct ProductSwigluGradients {
   std::int64_t M, K, F;
   const Bfloat16 *dy, *weight;  // [M, K], [K, F]
-  const Bfloat16 *a, *b;        // [M, F], rows `step` numbers apart; b null: silu(a) alone
-  std::int64_t step;
-  Bfloat16 *da, *db;  // [M, F], rows `d_step` numbers apart; db null without b
+  const Bfloat16 *a, *b;        // [M, F]; b null: silu(a) alone
+  std::int64_t a_step, b_step;  // from row to row, in numbers
+  Bfloat16 *da, *db;            // [M, F], rows `d_step` numbers apart; db null without b
   std::int64_t d_step;
   Bfloat16* y;  // [M, F]; null where it is not wanted
   float* sums;  // of rows of da, [product_swiglu_sums(M, K), F]; null where they are not wanted

