@@ -22,6 +22,10 @@ at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias
 // gradient is wanted and the weights lie together, by one product whose columns the results are.
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers);
 
+// The same results, and last x again: the gradient of what is made from that is summed inside the products
+// too.
+std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers);
+
 // What project_swiglu() (model/gated_projection.h) makes its result of: two projections of x, and silu(a) b
 // without a gradient where one product on a GPU gives all three.
 struct SwigluInputs {
@@ -29,9 +33,5 @@ struct SwigluInputs {
   at::Tensor hidden = {};  // or undefined
 };
 SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b);
-
-// The same results, and last x again: the gradient of what is made from that is summed inside the products
-// too.
-std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers);
 
 }  // namespace megalodon::model
