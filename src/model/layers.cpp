@@ -54,17 +54,16 @@ Place Place::after(int64_t L) const {
   return further;
 }
 
-void store(const at::Tensor& ring, const at::Tensor& values, const Place& place) {
-  const int64_t L = values.size(1), C = ring.size(1), kept = std::min(L, C), first = L - kept;
-  if (kept == 0) return;
-  const auto last = values.narrow(1, first, kept);  // [B, kept, Hkv, d]
-  if (place.common_start) {
+void store(at::TensorList rings, at::TensorList values, const Place& place) {
+  if (!place.common_start) return ops::cache_store(rings, values, place.start);
+  for (std::size_t i = 0; i < rings.size(); ++i) {
+    const auto& ring = rings[i];
+    const int64_t L = values[i].size(1), C = ring.size(1), kept = std::min(L, C), first = L - kept;
+    const auto last = values[i].narrow(1, first, kept);  // [B, kept, Hkv, d]
     const int64_t slot = (*place.common_start + first) % C, fitting = std::min(kept, C - slot);
     ring.narrow(1, slot, fitting).copy_(last.narrow(1, 0, fitting));
     ring.narrow(1, 0, kept - fitting).copy_(last.narrow(1, fitting, kept - fitting));
-    return;
   }
-  ops::cache_store(ring, values, place.start);
 }
 
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -85,8 +84,7 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   const auto cache =
       sees_itself_alone(place, options) ? std::nullopt : std::optional(ops::AttentionCache{ring_k, ring_v});
   const auto o = ops::attention(q, k, v, place.start, options, cache);
-  store(ring_k, k, place);
-  store(ring_v, v, place);
+  store({ring_k, ring_v}, {k, v}, place);
   return o.flatten(2);
 }
 

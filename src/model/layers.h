@@ -51,9 +51,9 @@ struct Place {
   Place after(int64_t L) const;
 };
 
-// Writes keys or values [B, L, Hkv, d] of the positions from place.start on into `ring` [B, C, Hkv, d],
+// Writes keys or values [B, L, Hkv, d] of the positions from place.start on into the rings [B, C, Hkv, d],
 // position p at slot p mod C; of more than C positions the last C stay.
-void store(const at::Tensor& ring, const at::Tensor& values, const Place& place);
+void store(at::TensorList rings, at::TensorList values, const Place& place);
 
 // ops::attention of queries [B, L, H, dk], keys [B, L, Hkv, dk] and values [B, L, Hkv, dv] of a call at
 // `place`: with dropout on the weights where there are keys to drop by, and where there is a state over the

@@ -84,8 +84,8 @@ at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool l
   auto here = place;
   if (last_only) {  // the keys before the last join the state; the last query, key and value go on from there
     const int64_t before = u.size(1) - 1;
-    store(place.state->layer(layer, "k"), k.narrow(1, 0, before), place);
-    store(place.state->layer(layer, "v"), v.narrow(1, 0, before), place);
+    store({place.state->layer(layer, "k"), place.state->layer(layer, "v")},
+          {k.narrow(1, 0, before), v.narrow(1, 0, before)}, place);
     here = place.after(before);
     k = last(k);
     v = last(v);

@@ -480,6 +480,11 @@ TEST(Projection, TakesWeightsThatLieTogetherAtOnce) {
     for (std::size_t i = 0; i < got.size(); ++i)
       EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 1e-2) << i;
   }
+  const at::NoGradGuard no_grad;
+  const auto answers = project(leaf, {{weights[0]}, {weights[1]}, {weights[2]}});
+  EXPECT_EQ(ops::joined(answers, -1).defined(), device.is_cuda());
+  for (std::size_t i = 0; i < answers.size(); ++i)
+    EXPECT_LE(ops::testing::relative_error(answers[i], want[4 + i]), 1e-2) << i;
 }
 
 // Drops and sums as the operators one after the other, bit for bit where nothing is added.

@@ -78,28 +78,39 @@ struct Projection : torch::autograd::Function<Projection> {
   }
 };
 
+std::vector<int64_t> widths_of(at::TensorList weights) {
+  std::vector<int64_t> widths;
+  for (const auto& w : weights) widths.push_back(w.size(0));
+  return widths;
+}
+
+// Of x and weights that lie together as `weight` [sum of out, in].
+variable_list joint_result(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef widths) {
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  return ops::product(rows_of(x, weight), weight.t()).view(shape).split_with_sizes(widths, -1);
+}
+
 // Of layers whose weights lie together as `weight` [sum of out, in]: the results are columns of one tensor.
 // Those of two may be followed by SwiGLU of them, without a gradient.
 struct JointProjection : torch::autograd::Function<JointProjection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
                                const at::Tensor& weight, bool for_swiglu) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    std::vector<int64_t> widths;
-    for (const auto& w : weights) widths.push_back(w.size(0));
+    const auto widths = widths_of(weights);
     ctx->save_for_backward({x, weight});
     ctx->saved_data["widths"] = widths;
     ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(false);
-    auto shape = x.sizes().vec();
     if (for_swiglu) {
+      auto shape = x.sizes().vec();
       shape.back() = widths[0];
       const auto [a, b, y] = ops::product_swiglu(rows_of(x, weight), weight);
       variable_list results{a.view(shape), b.view(shape), y.view(shape)};
       ctx->mark_non_differentiable({results[2]});
       return results;
     }
-    shape.back() = weight.size(0);
-    return ops::product(rows_of(x, weight), weight.t()).view(shape).split_with_sizes(widths, -1);
+    return joint_result(x, weight, widths);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
@@ -126,13 +137,14 @@ struct JointProjection : torch::autograd::Function<JointProjection> {
 
 // The weights of `layers` as one, where a GPU should take them so.
 at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layers) {
-  if (!x.is_cuda() || !at::GradMode::is_enabled() || layers.size() == 1) return {};
-  std::vector<at::Tensor> copies;
+  if (!x.is_cuda() || layers.size() == 1 || ops::has_skinny_kernel(x)) return {};
+  const auto type = x.scalar_type();
+  std::vector<at::Tensor> weights;
   for (const auto& [weight, bias] : layers) {
     if (bias.defined() || weight.value().dim() != 2 || weight.in_float8()) return {};
-    copies.push_back(weight.kept(x.scalar_type()));
+    weights.push_back(weight.value().scalar_type() == type ? weight.value() : weight.kept(type));
   }
-  return ops::joined(copies, 0);
+  return ops::joined(weights, 0);
 }
 
 }  // namespace
@@ -168,6 +180,7 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
   if (const auto joint = joint_weight(x, layers); joint.defined()) {
     variable_list weights;
     for (const auto& layer : layers) weights.push_back(layer.weight);
+    if (!at::GradMode::is_enabled()) return joint_result(x, joint, widths_of(weights));
     return JointProjection::apply(x, at::TensorList(weights), joint, false);
   }
   auto results = project_and_pass(x, layers);

@@ -333,11 +333,12 @@ at::Tensor over_cache(const at::Tensor& q, const at::Tensor& k, const at::Tensor
                       const at::Tensor& cache_k, const at::Tensor& cache_v, int64_t chunk,
                       int64_t previous_chunks, double scale) {
   const auto in_packs = [](const at::Tensor& x) { return aligned(x, 16 / x.element_size()); };
-  const auto q_ = in_packs(q), k_ = in_packs(k), v_ = in_packs(v), start_ = start.contiguous();
+  const auto q_ = in_rows(q), k_ = in_rows(k), v_ = in_rows(v), start_ = start.contiguous();
   const auto cache_k_ = in_packs(cache_k), cache_v_ = in_packs(cache_v);
   const cuda::CachedSizes sizes{
-      q.size(0), q.size(1),       q.size(2), k.size(2),       q.size(3),
-      v.size(3), cache_k.size(1), chunk,     previous_chunks, static_cast<float>(scale)};
+      q.size(0),        q.size(1),        q.size(2),       k.size(2),       q.size(3),
+      v.size(3),        cache_k.size(1),  chunk,           previous_chunks, static_cast<float>(scale),
+      row_of_heads(q_), row_of_heads(k_), row_of_heads(v_)};
   const auto o = at::empty({sizes.B, sizes.L, sizes.H, sizes.dv}, q.options());
   if (o.numel() == 0) return o;
   launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {

@@ -95,8 +95,10 @@ struct CachedSizes {
   std::int64_t C;  // slots of the cache
   std::int64_t chunk, previous_chunks;
   float scale;
+  std::int64_t q_row, k_row, v_row;  // elements from position to position of q, k and v
 };
-// The arguments of ops/attention/attention.h; C = 0 where there is no cache.
+// The arguments of ops/attention/attention.h, heads of a position one after the other; C = 0 where there is
+// no cache.
 template <class T>
 struct CachedInputs {
   const T *q, *k, *v;

@@ -26,13 +26,13 @@ struct Query {
   }
 };
 
-// Row of key or value `position` of a query's head: in this call's arrays [B, L, Hkv, d] or in the cache [B,
-// C, Hkv, d].
+// Row of key or value `position` of a query's head: in this call's arrays [B, L, Hkv, d], a position at each
+// `step`, or in the cache [B, C, Hkv, d].
 template <class T>
 __device__ const T* row_of(const CachedSizes& s, const Query& q, std::int64_t position, std::int64_t d,
-                           const T* here, const T* cache) {
+                           const T* here, std::int64_t step, const T* cache) {
   const std::int64_t head = q.h / (s.H / s.Hkv), from_start = position - (q.position - q.t);
-  return from_start >= 0 ? here + ((q.b * s.L + from_start) * s.Hkv + head) * d
+  return from_start >= 0 ? here + (q.b * s.L + from_start) * step + head * d
                          : cache + ((q.b * s.C + position % s.C) * s.Hkv + head) * d;
 }
 
@@ -47,7 +47,7 @@ __global__ void attend(CachedSizes s, CachedInputs<T> in, T* o, float* parts) {
   const Query q(s, in.start, blockIdx.x);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   for (std::int64_t i = threadIdx.x; i < s.dk; i += kThreads)
-    query[i] = to_float(in.q[row * s.dk + i]) * s.scale;
+    query[i] = to_float(in.q[(q.b * s.L + q.t) * s.q_row + q.h * s.dk + i]) * s.scale;
   __syncthreads();
   const std::int64_t share = (q.keys + splits - 1) / splits;
   const std::int64_t begin = min(split * share, q.keys), end = min(begin + share, q.keys);
@@ -58,11 +58,11 @@ __global__ void attend(CachedSizes s, CachedInputs<T> in, T* o, float* parts) {
     const int count = static_cast<int>(min(end - tile, std::int64_t{kThreads}));
     for (int i = warp; i < count; i += kThreads / 32) {
       const std::int64_t position = q.first + tile + i;
-      const T* const key = row_of(s, q, position, s.dk, in.k, in.cache_k);
+      const T* const key = row_of(s, q, position, s.dk, in.k, s.k_row, in.cache_k);
       float score = 0;
       for (std::int64_t j = lane; j < s.dk; j += 32) score += query[j] * to_float(key[j]);
       score = warp_sum(score);
-      if (lane == 0) weight[i] = score, value[i] = row_of(s, q, position, s.dv, in.v, in.cache_v);
+      if (lane == 0) weight[i] = score, value[i] = row_of(s, q, position, s.dv, in.v, s.v_row, in.cache_v);
     }
     __syncthreads();
     const float kept = softmax.add<kThreads / 32>(weight, count);
@@ -104,18 +104,18 @@ __device__ void unpack(const uint4& pack, float (&x)[16 / sizeof(T)]) {
 template <class T>
 struct Rows {
   const T *here, *cache;
-  unsigned step;
+  unsigned step_here, step;
   bool any;
 
-  __device__ Rows(const CachedSizes& s, const Query& q, std::int64_t d, const T* here_, const T* cache_,
-                  int first)
-      : step(static_cast<unsigned>(s.Hkv * d)), any(first < d) {
+  __device__ Rows(const CachedSizes& s, const Query& q, std::int64_t d, const T* here_,
+                  std::int64_t step_here_, const T* cache_, int first)
+      : step_here(static_cast<unsigned>(step_here_)), step(static_cast<unsigned>(s.Hkv * d)), any(first < d) {
     const std::int64_t from = q.h / static_cast<unsigned>(s.H / s.Hkv) * d + first;
-    here = here_ + q.b * s.L * step + from;
+    here = here_ + q.b * s.L * step_here_ + from;
     cache = cache_ + q.b * s.C * step + from;
   }
   __device__ uint4 read(bool is_here, unsigned row, bool wanted) const {
-    const T* const from = (is_here ? here : cache) + std::uint64_t{row} * step;
+    const T* const from = (is_here ? here : cache) + std::uint64_t{row} * (is_here ? step_here : step);
     return wanted && any ? *reinterpret_cast<const uint4*>(from) : uint4{};
   }
 };
@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(32 * kNarrowWarps, 6)
   const Query q(s, in.start, row);
   const int group = static_cast<int>(threadIdx.x) % 32 / kLanes,
             column = static_cast<int>(threadIdx.x) % kLanes * V;
-  const Rows<T> key_rows(s, q, s.dk, in.k, in.cache_k, column),
-      value_rows(s, q, s.dv, in.v, in.cache_v, column);
+  const Rows<T> key_rows(s, q, s.dk, in.k, s.k_row, in.cache_k, column),
+      value_rows(s, q, s.dv, in.v, s.v_row, in.cache_v, column);
 
   // Key i of those that the query sees is in the cache where i < cached, at slot first_slot + i there, else
   // in row i - before of this call.
@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(32 * kNarrowWarps, 6)
   const unsigned begin = min(split * share, keys), end = min(begin + share, keys);
 
   float query[V], sum[V] = {}, largest = -FLT_MAX, total = 0;
-  unpack<T>(column < s.dk ? *reinterpret_cast<const uint4*>(in.q + row * s.dk + column) : uint4{}, query);
+  const T* const of_query = in.q + (q.b * s.L + q.t) * s.q_row + q.h * s.dk + column;
+  unpack<T>(column < s.dk ? *reinterpret_cast<const uint4*>(of_query) : uint4{}, query);
 #pragma unroll
   for (int j = 0; j < V; ++j) query[j] *= s.scale;
   for (unsigned tile = begin; tile < end; tile += kGroups * kAtOnce) {

@@ -8,14 +8,26 @@
 namespace megalodon::ops {
 namespace {
 
-void store(const at::Tensor& cache, const at::Tensor& values, const at::Tensor& start) {
-  const int64_t B = values.size(0), L = values.size(1), C = cache.size(1), kept = std::min(L, C);
-  const int64_t width = values.size(2) * values.size(3);
-  if (B * kept * width == 0) return;
-  const auto values_ = values.contiguous(), start_ = start.contiguous();
-  launch_typed(values, [&]<class T>(T*, cudaStream_t stream) {
-    cuda::cache_store(pointer<T>(values_), pointer<int64_t>(start_), B, L, kept, C, width,
-                      mutable_pointer<T>(cache), stream);
+void store(at::TensorList caches, at::TensorList values, const at::Tensor& start) {
+  const auto start_ = start.contiguous();
+  std::vector<at::Tensor> held;
+  launch_typed(values[0], [&]<class T>(T*, cudaStream_t stream) {
+    cuda::CacheStores<T> stores{};
+    stores.start = pointer<int64_t>(start_), stores.B = start.size(0), stores.L = values[0].size(1);
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+      const int64_t C = caches[i].size(1), width = values[i].size(2) * values[i].size(3);
+      held.push_back(with_rows(values[i].flatten(2).flatten(0, 1)));
+      stores.store[stores.count++] = {pointer<T>(held.back()),
+                                      mutable_pointer<T>(caches[i]),
+                                      held.back().stride(0),
+                                      std::min(stores.L, C),
+                                      C,
+                                      width};
+      if (stores.count == cuda::kMostCacheStores || i + 1 == caches.size()) {
+        cuda::cache_store(stores, stream);
+        stores.count = 0;
+      }
+    }
   });
 }
 

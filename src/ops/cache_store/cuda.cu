@@ -1,5 +1,8 @@
 #include "ops/cache_store/cuda.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "ops/cuda_device.h"
 
 namespace megalodon::ops::cuda {
@@ -7,35 +10,41 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A thread a pack of V numbers.
+// A thread a pack of V numbers; blockIdx.y: the store.
 template <class T, int V>
-__global__ void store_rows(const T* values, const std::int64_t* start, std::int64_t B, std::int64_t L,
-                           std::int64_t kept, std::int64_t C, std::int64_t width, T* cache) {
-  const std::int64_t packs = width / V, i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= B * kept * packs) return;
-  const std::int64_t b = i / (kept * packs), t = L - kept + i / packs % kept, column = i % packs * V;
+__global__ void store_rows(const __grid_constant__ CacheStores<T> stores) {
+  const CacheStore<T>& s = stores.store[blockIdx.y];
+  const std::int64_t packs = s.width / V, i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= stores.B * s.kept * packs) return;
+  const std::int64_t b = i / (s.kept * packs), t = stores.L - s.kept + i / packs % s.kept,
+                     column = i % packs * V;
   float row[V];
-  load(values + (b * L + t) * width + column, row);
-  store(row, cache + (b * C + (start[b] + t) % C) * width + column);
+  load(s.values + (b * stores.L + t) * s.step + column, row);
+  store(row, s.cache + (b * s.C + (stores.start[b] + t) % s.C) * s.width + column);
 }
 
 }  // namespace
 
 template <class T>
-void cache_store(const T* values, const std::int64_t* start, std::int64_t B, std::int64_t L,
-                 std::int64_t kept, std::int64_t C, std::int64_t width, T* cache, cudaStream_t stream) {
+void cache_store(const CacheStores<T>& stores, cudaStream_t stream) {
+  const auto& [first, second] = stores.store;
+  std::int64_t common = 0, most = 0;  // the widths' and steps' divisor; numbers of a store
+  for (int i = 0; i < stores.count; ++i) {
+    const auto& s = stores.store[i];
+    common = std::gcd(common, std::gcd(s.width, s.step));
+    most = std::max(most, stores.B * s.kept * s.width);
+  }
+  if (most == 0) return;
   with_pack_width<T>(
-      width,
+      common,
       [&]<int V>(Width<V>) {
-        store_rows<T, V><<<grid_size(ceil_div(B * kept * (width / V), kThreads)), kThreads, 0, stream>>>(
-            values, start, B, L, kept, C, width, cache);
+        const dim3 grid(grid_size(ceil_div(most / V, kThreads)), static_cast<unsigned>(stores.count));
+        store_rows<T, V><<<grid, kThreads, 0, stream>>>(stores);
       },
-      values, cache);
+      first.values, first.cache, second.values, second.cache);
 }
 
-template void cache_store(const float*, const std::int64_t*, std::int64_t, std::int64_t, std::int64_t,
-                          std::int64_t, std::int64_t, float*, cudaStream_t);
-template void cache_store(const Bfloat16*, const std::int64_t*, std::int64_t, std::int64_t, std::int64_t,
-                          std::int64_t, std::int64_t, Bfloat16*, cudaStream_t);
+template void cache_store(const CacheStores<float>&, cudaStream_t);
+template void cache_store(const CacheStores<Bfloat16>&, cudaStream_t);
 
 }  // namespace megalodon::ops::cuda

@@ -7,9 +7,23 @@
 
 namespace megalodon::ops::cuda {
 
-// The last `kept` <= C of values [B, L, width] into cache [B, C, width].
+inline constexpr int kMostCacheStores = 2;  // of a launch
+
+// The last `kept` of L positions of each of B rows, `width` numbers each, into a ring of C slots.
 template <class T>
-void cache_store(const T* values, const std::int64_t* start, std::int64_t B, std::int64_t L,
-                 std::int64_t kept, std::int64_t C, std::int64_t width, T* cache, cudaStream_t stream);
+struct CacheStore {
+  const T* values;  // [B L, width], `step` elements from row to row
+  T* cache;         // [B, C, width]
+  std::int64_t step, kept, C, width;
+};
+template <class T>
+struct CacheStores {
+  CacheStore<T> store[kMostCacheStores];
+  int count;
+  const std::int64_t* start;  // [B]
+  std::int64_t B, L;
+};
+template <class T>
+void cache_store(const CacheStores<T>& stores, cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda
