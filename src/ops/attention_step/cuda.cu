@@ -3,73 +3,23 @@
 #include <cmath>
 
 #include "ops/cuda_device.h"
-#include "ops/cuda_softmax.h"
 #include "ops/cuda_step.h"
 #include "ops/rope/cuda_rotation.h"
 
-// The keys that a query sees are shared among the blocks of a cluster, which join their sums through each
-// other's shared memory; further blocks take other columns of the values, with scores of their own. Every
-// block makes query and new key for itself.
+// A cluster of blocks has a head of a stream, or a group of the columns of its values. Where the query sees
+// few keys each block takes all of them and its share of the columns, and waits for no other; where it sees
+// many, the blocks share the keys and join their sums through each other's shared memory. Every block makes
+// query and new key for itself.
+// What the kernel does is little, and its instructions come from memory each time, for between two calls go
+// the weights of a layer: the loops stay rolled up.
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kTile = 256;  // keys whose weights are in memory at once
-constexpr int kAtOnce = 8;  // keys that a thread reads before it needs the first
+constexpr int kThreads = 256;
+constexpr int kTile = 256;                // most keys whose weights are in memory at once
+constexpr int kKeySlots = 8, kSlots = 8;  // packs of keys and of values that are on their way to a thread
+constexpr int kFewKeys = 128;
 constexpr unsigned kSplits = 8;
-// Bytes; more would drive each other out of the cache.
-constexpr std::int64_t kMostPrefetched = 32 << 20;
-
-// Blocks along x: a head of a stream; y: columns; z: the cluster.
-template <class T, int V>
-struct Block {
-  const AttentionStep<T>& a;
-  int column_threads;  // that share a value's columns, V each; a power of two
-  std::int64_t b, h, keys, first_slot, begin, end, column;
-
-  __device__ Block(const AttentionStep<T>& call, int threads_of_columns)
-      : a(call), column_threads(threads_of_columns), b(blockIdx.x / a.H), h(blockIdx.x % a.H) {
-    const std::int64_t position = a.start[b], in_chunk = position % a.chunk;
-    keys = in_chunk + 1, first_slot = (position - in_chunk) % a.C;
-    const std::int64_t share = (keys + cluster_size() - 1) / cluster_size();
-    begin = min(blockIdx.z * share, keys), end = min(begin + share, keys);
-    column = (std::int64_t{blockIdx.y} * column_threads + threadIdx.x % column_threads) * V;
-  }
-  __device__ bool has_newest() const { return begin < end && end == keys; }
-  __device__ std::int64_t row(std::int64_t key) const {
-    const std::int64_t slot = first_slot + key;
-    return (b * a.C + (slot < a.C ? slot : slot - a.C)) * a.H + h;
-  }
-  __device__ T* key(std::int64_t i) const { return a.ring_k + row(i) * a.dz; }
-  __device__ T* value(std::int64_t i) const { return a.ring_v + row(i) * a.dv; }
-};
-
-// Query [dz], where before the frequencies of its pairs are, and new key [dz] of the block's head.
-template <class T, int V>
-__device__ void query_key(const Block<T, V>& block, float* query, T* key) {
-  const auto& a = block.a;
-  const std::int64_t head = block.h * a.dz;
-  const T* const z = a.z + block.b * a.H * a.dz + head;
-  float squares[1] = {0};
-  for (std::int64_t i = threadIdx.x; i < a.dz; i += kThreads) squares[0] += to_float(z[i]) * to_float(z[i]);
-  block_sum(squares);
-  const float r = 1 / sqrtf(squares[0] / static_cast<float>(a.dz) + a.eps);
-  const float scale = 1 / sqrtf(static_cast<float>(a.dz));
-  for (std::int64_t pair = threadIdx.x; 2 * pair < a.dz; pair += kThreads) {
-    const std::int64_t at = 2 * pair;
-    const float2 turn = rotation(block.keys - 1, reinterpret_cast<double*>(query)[pair]);
-    const auto turned = [&](const float* gamma, const float* beta) {
-      return rotate({to_float(z[at]) * r * ((1 + gamma[at]) * scale) + beta[at],
-                     to_float(z[at + 1]) * r * ((1 + gamma[at + 1]) * scale) + beta[at + 1]},
-                    turn);
-    };
-    const float2 q = turned(a.gamma + head, a.beta + head);
-    const float2 k = turned(a.gamma + (a.H + block.h) * a.dz, a.beta + (a.H + block.h) * a.dz);
-    query[at] = q.x, query[at + 1] = q.y;
-    key[at] = from_float<T>(k.x), key[at + 1] = from_float<T>(k.y);
-  }
-  __syncthreads();
-}
 
 // 16 bytes, as they are until they are needed.
 __device__ uint4 read_pack(const void* from) {
@@ -88,180 +38,378 @@ __device__ void unpack(const uint4& pack, float (&to)[V]) {
   }
 }
 
-// A block's threads in teams that each take kAtOnce keys of a tile at a time, a thread V features in turn.
-template <class T, int V>
-struct Team {
-  int lanes, lane, index, count;
+// A pack on its way to shared memory, and the end of a group of them (none, one ...).
+__device__ void copy_pack(uint4* to, const void* from) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "l"(from)
+      : "memory");
+}
+__device__ void end_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until no more than kLeft of this thread's groups are on their way.
+template <int kLeft>
+__device__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
 
-  __device__ explicit Team(std::int64_t features) : lanes(1) {
-    while (lanes * V < features && lanes < 32) lanes *= 2;
-    lane = static_cast<int>(threadIdx.x) % lanes, index = static_cast<int>(threadIdx.x) / lanes;
-    count = kThreads / lanes;
-  }
-  // V features of the team's keys from `begin` on; of the newest what its slot held before.
-  __device__ void read(const Block<T, V>& block, std::int64_t tile, int keys, int begin, int feature,
-                       uint4 (&k)[kAtOnce]) const {
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u)
-      k[u] = read_pack(block.key(tile + min(begin + u * count + index, keys - 1)) + feature);
+__device__ int remainder_of(std::int64_t x, std::int64_t by) {
+  if (((x | by) >> 32) == 0) return static_cast<int>(static_cast<unsigned>(x) % static_cast<unsigned>(by));
+  return static_cast<int>(x % by);
+}
+
+// Where the keys that a query sees lie, or some columns of their values.
+struct Ring {
+  char* base;
+  unsigned row_bytes, first, slots;
+
+  __device__ char* at(int key) const {
+    const unsigned slot = first + static_cast<unsigned>(key);
+    return base + std::uint64_t{slot < slots ? slot : slot - slots} * row_bytes;
   }
 };
 
-// Scores of the keys tile .. tile + keys - 1. `k`: if `is_read`, the first that the team reads.
+__device__ float warp_max(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+  return x;
+}
+
+// Four features before the rotation, and what makes query and key of them.
+template <class T>
+struct Features {
+  T z[4];
+  float gamma[2][4], beta[2][4];
+
+  __device__ void read(const AttentionStep<T>& a, unsigned b, unsigned h, unsigned feature) {
+    const unsigned dz = static_cast<unsigned>(a.dz), H = static_cast<unsigned>(a.H);
+    const T* const from = a.z + std::uint64_t{b * H + h} * dz + feature;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z[i] = from[i];
+#pragma unroll
+    for (unsigned j = 0; j < 2; ++j) {
+      const float *const g = a.gamma + (j * H + h) * dz + feature, *const s =
+                                                                       a.beta + (j * H + h) * dz + feature;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) gamma[j][i] = g[i], beta[j][i] = s[i];
+    }
+  }
+  __device__ float2 turned(int pair, int query_or_key, float r, float scale, float2 turn) const {
+    const auto one = [&](int i) {
+      return to_float(z[i]) * r * ((1 + gamma[query_or_key][i]) * scale) + beta[query_or_key][i];
+    };
+    return rotate({one(2 * pair), one(2 * pair + 1)}, turn);
+  }
+};
+
+// What a block has: the keys begin .. end - 1 of `keys`, and the thread's V columns from `column` on. A row
+// of threads takes every rows-th key.
+struct Work {
+  int keys, begin, end, width, row, rows, column;  // width: columns of the block
+  bool shares_keys;
+
+  // bits: of the number of threads for the columns of the group blockIdx.y; split_bits: of the cluster's
+  // size.
+  template <int V>
+  __device__ void set(int seen, int few, int bits, int split_bits) {
+    keys = seen, shares_keys = keys > few;
+    const int rank = static_cast<int>(blockIdx.z), t = static_cast<int>(threadIdx.x);
+    const int share = shares_keys ? (keys + (1 << split_bits) - 1) >> split_bits : keys;
+    begin = shares_keys ? min(rank * share, keys) : 0, end = min(begin + share, keys);
+    const int mine = shares_keys ? bits : bits - split_bits;
+    width = V << mine, row = t >> mine, rows = kThreads >> mine;
+    column = (static_cast<int>(blockIdx.y) << bits) * V + (shares_keys ? 0 : rank * width) +
+             (t & ((1 << mine) - 1)) * V;
+  }
+};
+
+// A key's features are shared by a team of threads, V each in turn.
+template <int V>
+struct Team {
+  int lanes, index, count, step, feature, packs;  // feature: a thread's first; packs: that it has of a key
+
+  __device__ explicit Team(int features) {
+    int bits = 0;
+    while ((V << bits) < features && bits < 5) ++bits;
+    lanes = 1 << bits, index = static_cast<int>(threadIdx.x) >> bits, count = kThreads >> bits;
+    step = V << bits, feature = (static_cast<int>(threadIdx.x) & (lanes - 1)) * V;
+    packs = (features + step - 1) >> (bits + (V == 8 ? 3 : 2));
+  }
+};
+
+// Scores of the keys begin .. end - 1, which lie in `slots`, but for the newest.
 template <class T, int V>
-__device__ void score_keys(const Block<T, V>& block, const Team<T, V>& team, const float* query,
-                           const T* newest, std::int64_t tile, int keys, bool is_read, uint4 (&k)[kAtOnce],
-                           float* scores) {
-  const int features = static_cast<int>(block.a.dz);
-  for (int begin = 0; begin < keys; begin += team.count * kAtOnce) {
-    float score[kAtOnce] = {};
-    for (int feature = team.lane * V; feature < features; feature += team.lanes * V) {
-      if (!is_read) team.read(block, tile, keys, begin, feature, k);
-      is_read = false;
-      float q[V];
+__device__ void score_keys(const Team<V>& team, int features, const float* query, const T* newest,
+                           int newest_key, const uint4* slots, int begin, int end, float* score) {
+#pragma unroll 1
+  for (int first = begin; first < end; first += team.count, slots += team.packs * kThreads) {
+    const int key = first + team.index;
+    float of_key = 0;
+#pragma unroll 1
+    for (int at = team.feature, i = 0; at < features && key < end; at += team.step, ++i) {
+      float q[V], k[V];
 #pragma unroll
-      for (int j = 0; j < V; j += 4) {
-        const uint4 four = read_pack(query + feature + j);
-        q[j] = __uint_as_float(four.x), q[j + 1] = __uint_as_float(four.y);
-        q[j + 2] = __uint_as_float(four.z), q[j + 3] = __uint_as_float(four.w);
-      }
+      for (int j = 0; j < V; ++j) q[j] = query[at + j];
+      unpack<T, V>(
+          read_pack(key == newest_key ? static_cast<const void*>(newest + at) : slots + i * kThreads), k);
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        if (tile + begin + u * team.count + team.index == block.keys - 1) k[u] = read_pack(newest + feature);
-        float features_of_key[V];
-        unpack<T>(k[u], features_of_key);
-#pragma unroll
-        for (int j = 0; j < V; ++j) score[u] += q[j] * features_of_key[j];
-      }
+      for (int j = 0; j < V; ++j) of_key += q[j] * k[j];
     }
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      for (int offset = team.lanes / 2; offset > 0; offset /= 2)
-        score[u] += __shfl_xor_sync(~0u, score[u], offset);
-      const int i = begin + u * team.count + team.index;
-      if (team.lane == 0 && i < keys) scores[i] = score[u];
+    for (int offset = 16; offset > 0; offset /= 2) {
+      if (offset < team.lanes) of_key += __shfl_xor_sync(~0u, of_key, offset);
     }
+    if (team.feature == 0 && key < end) score[key - begin] = of_key;
   }
   __syncthreads();
 }
 
-// What does not depend on the kernel before: the frequencies of the pairs, and the parameters, keys and
-// values come into the cache. Should `start` not be written yet, others of the ring come for nothing.
-template <class T, int V>
-__device__ void prepare(const AttentionStep<T>& a, int column_threads, bool prefetches, double* frequency) {
-  constexpr int kLine = 128 / sizeof(T);
-  const Block<T, V> block(a, column_threads);
-  for (std::int64_t pair = threadIdx.x; 2 * pair < a.dz; pair += kThreads)
-    frequency[pair] = rope_frequency(a.log2_base, pair, a.dz);
-  for (std::int64_t i = threadIdx.x * 32; i < a.dz; i += kThreads * 32) {
-    for (std::int64_t head = block.h; head < 2 * a.H; head += a.H)
-      prefetch(a.gamma + head * a.dz + i), prefetch(a.beta + head * a.dz + i);
+// The softmax over the keys of a query as a block goes through them, relative to the largest score so far.
+struct TileSoftmax {
+  float largest = -INFINITY, total = 0;  // total: the sum of exponentials
+
+  // `weight` [count], for all threads to see, become the exponentials of further scores. Returns the factor
+  // that what was summed before is to be taken by. Every warp finds the largest and the sum for itself.
+  __device__ float add(const float* score, float* weight, int count) {
+    const int t = static_cast<int>(threadIdx.x);
+    float now = largest, sum = 0;
+#pragma unroll 1
+    for (int i = t % 32; i < count; i += 32) now = fmaxf(now, score[i]);
+    now = warp_max(now);
+#pragma unroll 1
+    for (int i = t % 32; i < count; i += 32) sum += __expf(score[i] - now);
+    if (t < count) weight[t] = __expf(score[t] - now);
+    const float kept = __expf(largest - now);
+    largest = now, total = total * kept + warp_sum(sum);
+    __syncthreads();
+    return kept;
   }
-  const std::int64_t width = column_threads * V, first = blockIdx.y * width, end = min(first + width, a.dv);
-  for (std::int64_t i = block.begin + threadIdx.x; prefetches && i < min(block.end, block.keys - 1);
-       i += kThreads) {
-    for (std::int64_t j = 0; j < a.dz && blockIdx.y == 0; j += kLine) prefetch(block.key(i) + j);
-    for (std::int64_t j = first; j < end; j += kLine) prefetch(block.value(i) + j);
+};
+
+// Of each of `width` columns the sum over the rows of threads, where the first row's was.
+template <int V>
+__device__ void sum_rows(float* of_thread, int width) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += kThreads) {
+    float all[4] = {};
+#pragma unroll 1
+    for (int at = i; at < kThreads * V; at += 4 * width) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) all[j] += at + j * width < kThreads * V ? of_thread[at + j * width] : 0;
+    }
+    of_thread[i] = (all[0] + all[1]) + (all[2] + all[3]);
   }
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 2)
-    attend(AttentionStep<T> a, int column_threads, bool prefetches) {
-  extern __shared__ __align__(16) float query[];  // [dz], then the new key
-  __shared__ float weight[kTile], of_thread[kThreads * V], part[kThreads * V];
-  __shared__ float of_block[2];  // largest score, sum of exponentials
-  T* const newest = reinterpret_cast<T*>(query + a.dz);
-  prepare<T, V>(a, column_threads, prefetches, reinterpret_cast<double*>(query));
-  wait_for_previous();
+// The sum of what the `parts` blocks of a cluster have at `mine`, each by the factor that its lane holds.
+__device__ float sum_of_blocks(const float* mine, int parts, float factor, bool is_wanted) {
+  float sum = 0;
+#pragma unroll
+  for (int n = 0; n < static_cast<int>(kSplits); ++n) {
+    const float f = __shfl_sync(~0u, factor, n);
+    if (n < parts && is_wanted) sum += f * read_of_block(mine, static_cast<unsigned>(n));
+  }
+  return sum;
+}
 
-  const Block<T, V> block(a, column_threads);
-  const int row = static_cast<int>(threadIdx.x) / column_threads, rows = kThreads / column_threads;
-  const int width = column_threads * V;
-  const bool has_column = block.column < a.dv;
-  const T* const value = a.v + (block.b * a.H + block.h) * a.dv;
-  const auto tile_keys = [&](std::int64_t tile) {
-    return static_cast<int>(min(block.end - tile, std::int64_t{kTile}));
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 2) attend(AttentionStep<T> a, int bits, int split_bits, int few) {
+  extern __shared__ __align__(16) uint4 dynamic[];
+  __shared__ float score[kTile], weight[kTile];
+  __shared__ __align__(16) float of_thread[kThreads * V];
+  __shared__ float of_block[2];  // largest score, sum of exponentials
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32;
+  const int dz = static_cast<int>(a.dz), dv = static_cast<int>(a.dv);
+  const unsigned H = static_cast<unsigned>(a.H), b = blockIdx.x / H, h = blockIdx.x % H;
+  uint4 *const value_slots = dynamic + t, *const key_slots =
+                                              value_slots + kSlots * kThreads;               // kThreads apart
+  float* const query = reinterpret_cast<float*>(dynamic + (kSlots + kKeySlots) * kThreads);  // [dz]
+  T* const newest = reinterpret_cast<T*>(query + dz);                                        // [dz]
+
+  const Team<V> team(dz);
+  const int tile_keys = min(kKeySlots / team.packs * team.count, kTile);
+
+  const std::uint64_t head = std::uint64_t{b} * H + h,
+                      row_of_head = std::uint64_t{b} * static_cast<unsigned>(a.C) * H + h;
+  Ring ring_k{reinterpret_cast<char*>(a.ring_k + row_of_head * static_cast<unsigned>(dz)),
+              H * static_cast<unsigned>(dz * sizeof(T)), 0, static_cast<unsigned>(a.C)};
+  Ring ring_v{reinterpret_cast<char*>(a.ring_v + row_of_head * static_cast<unsigned>(dv)),
+              H * static_cast<unsigned>(dv * sizeof(T)), 0, static_cast<unsigned>(a.C)};
+
+  Work work{};
+  const auto value_at = [&](int key) -> const void* {
+    return (key == work.keys - 1 ? reinterpret_cast<const T*>(a.v) + head * static_cast<unsigned>(dv)
+                                 : reinterpret_cast<const T*>(ring_v.at(key))) +
+           work.column;
   };
-  // Keys are on their way while the query is made, values while the softmax is.
-  const Team<T, V> team(a.dz);
-  uint4 k[kAtOnce], v[kAtOnce];
-  const bool is_read = block.begin < block.end && team.lane * V < a.dz;
-  if (is_read) team.read(block, block.begin, tile_keys(block.begin), 0, team.lane * V, k);
-  query_key(block, query, newest);
+  const auto copy_keys = [&](int tile) {  // all but the newest
+    uint4* to = key_slots;
+#pragma unroll 1
+    for (int key = tile + team.index; key < min(min(tile + tile_keys, work.end), work.keys - 1);
+         key += team.count) {
+#pragma unroll 1
+      for (int at = team.feature, i = 0; at < dz; at += team.step, ++i)
+        copy_pack(to + i * kThreads, reinterpret_cast<const T*>(ring_k.at(key)) + at);
+      to += team.packs * kThreads;
+    }
+    end_group();
+  };
+
+  // What does not depend on the kernel before happens before the wait. That `start` is not of it is assumed:
+  // if it has changed after the wait, it all happens again.
+  const bool has_features = 4 * t < dz, warp_has_features = 4 * (t - lane) < dz;
+  const auto position_of_stream = [&] {
+    return static_cast<std::int64_t>(__ldcg(reinterpret_cast<const long long*>(a.start) + b));
+  };
+  Features<T> features;
+  float2 turn[2];
+  std::int64_t position = position_of_stream();
+  for (bool has_waited = false;;) {
+    const int in_chunk = remainder_of(position, a.chunk);
+    work.template set<V>(in_chunk + 1, few, bits, split_bits);
+    ring_k.first = ring_v.first = static_cast<unsigned>(remainder_of(position - in_chunk, a.C));
+    if (has_features) {
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {
+        turn[0] = turn[1];
+        turn[1] = rotation(in_chunk, rope_frequency(a.log2_base, 2 * t + i, a.dz));
+      }
+    }
+    if (!has_waited) {
+      if (has_features && t % 8 == 0) {  // lines of 32 numbers
+        const unsigned at = h * static_cast<unsigned>(dz) + 4 * t, other = at + H * static_cast<unsigned>(dz);
+        prefetch(a.gamma + at), prefetch(a.gamma + other), prefetch(a.beta + at), prefetch(a.beta + other);
+      }
+      const int known = min(work.end, work.keys - 1);
+#pragma unroll 1
+      for (int key = work.begin + team.index; key < min(work.begin + tile_keys, known); key += team.count)
+        if (team.feature < dz && team.feature % (8 * V) == 0)  // a line
+          prefetch(reinterpret_cast<const T*>(ring_k.at(key)) + team.feature);
+#pragma unroll 1
+      for (int key = work.begin + work.row, u = 0; key < known && u < kSlots; key += work.rows, ++u)
+        if (work.column < dv && work.column % min(work.width, 8 * V) == 0) prefetch(value_at(key));
+      wait_for_previous();
+      has_waited = true;
+    }
+    const std::int64_t now = position_of_stream();
+    if (has_features) features.read(a, b, h, 4 * threadIdx.x);
+    copy_keys(work.begin);
+#pragma unroll 1
+    for (int key = work.begin + work.row, u = 0; key < work.end && u < kSlots; key += work.rows, ++u) {
+      if (work.column < dv) copy_pack(value_slots + u * kThreads, value_at(key));
+      end_group();
+    }
+    if (now == position) break;
+    position = now;
+    wait_for_groups<0>();
+  }
+  // The columns that this block gives out: `share` of them from `first_out` on.
+  const int share = work.width >> (work.shares_keys ? split_bits : 0);
+  const int first_out = (static_cast<int>(blockIdx.y) << bits) * V + static_cast<int>(blockIdx.z) * share;
+  const int out_end = min(share, dv - first_out);
+  const T* const gates = a.gate + head * static_cast<unsigned>(dv) + first_out;
+  T* const out = a.o + head * static_cast<unsigned>(dv) + first_out;
+  T gate = t < out_end ? gates[t] : T{};
+
+  if (warp_has_features) {
+    float squares = 0;
+    if (has_features) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) squares += to_float(features.z[j]) * to_float(features.z[j]);
+    }
+    const T* const z = a.z + head * static_cast<unsigned>(dz);
+#pragma unroll 1
+    for (int i = 4 * lane; i < dz; i += 128) {  // those of other warps
+      if (i / 128 == t / 32) continue;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) squares += to_float(z[i + j]) * to_float(z[i + j]);
+    }
+    const float scale = rsqrtf(static_cast<float>(dz)), r = rsqrtf(warp_sum(squares) * scale * scale + a.eps);
+#pragma unroll
+    for (int i = 0; i < 2 && has_features; ++i) {
+      const float2 q = features.turned(i, 0, r, scale, turn[i]), k = features.turned(i, 1, r, scale, turn[i]);
+      query[4 * t + 2 * i] = q.x, query[4 * t + 2 * i + 1] = q.y;
+      newest[4 * t + 2 * i] = from_float<T>(k.x), newest[4 * t + 2 * i + 1] = from_float<T>(k.y);
+    }
+  }
+  __syncthreads();
 
   float sum[V] = {};
-  BlockSoftmax softmax;
-  for (std::int64_t tile = block.begin; tile < block.end; tile += kTile) {
-    const int count = tile_keys(tile);
-    score_keys(block, team, query, newest, tile, count, is_read && tile == block.begin, k, weight);
-    const auto read_values = [&](int begin) {
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const std::int64_t i = tile + min(begin + u * rows, count - 1);
-        v[u] = read_pack((i == block.keys - 1 ? value : block.value(i)) + block.column);
-      }
-    };
-    if (has_column && row < count) read_values(row);
-    const float kept = softmax.add<kWarps>(weight, count);
+  TileSoftmax softmax;
+  int key = work.begin + work.row, slot = 0, consumed = kSlots;  // of this thread's next value; of the tile
+  if (work.end - key <= (kSlots - 1) * work.rows) wait_for_groups<0>();
+#pragma unroll 1
+  for (int tile = work.begin; tile < work.end; tile += tile_keys) {
+    const int tile_end = min(tile + tile_keys, work.end);
+    // The keys' group is older than the last kSlots values', if as many came after it.
+    if (consumed >= kSlots) {
+      wait_for_groups<kSlots>();
+    } else {
+      wait_for_groups<0>();
+    }
+    score_keys<T, V>(team, dz, query, newest, work.keys - 1, key_slots, tile, tile_end, score);
+    if (tile_end < work.end) copy_keys(tile_end);
+    const float kept = softmax.add(score, weight, tile_end - tile);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum[j] *= kept;
-    for (int begin = row; has_column && begin < count; begin += rows * kAtOnce) {
-      if (begin != row) read_values(begin);
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const float w = begin + u * rows < count ? weight[begin + u * rows] : 0;
+
+    consumed = 0;
+#pragma unroll 1
+    for (; key < tile_end; key += work.rows) {
+      wait_for_groups<kSlots - 1>();
+      uint4* const here = value_slots + slot * kThreads;
+      if (work.column < dv) {
+        const uint4 value = *here;
+        const float w = weight[key - tile];
         float columns[V];
-        unpack<T>(v[u], columns);
+        unpack<T>(value, columns);
 #pragma unroll
         for (int j = 0; j < V; ++j) sum[j] += w * columns[j];
+        if (key == work.keys - 1)
+          *reinterpret_cast<uint4*>(reinterpret_cast<T*>(ring_v.at(key)) + work.column) = value;
+        const int next = key + kSlots * work.rows;
+        if (next < work.end) copy_pack(here, value_at(next));
       }
+      end_group();
+      slot = (slot + 1) % kSlots, ++consumed;
     }
-    __syncthreads();
   }
 #pragma unroll
-  for (int j = 0; j < V; ++j) of_thread[threadIdx.x * V + j] = sum[j];
+  for (int j = 0; j < V; j += 4)
+    *reinterpret_cast<float4*>(of_thread + t * V + j) = {sum[j], sum[j + 1], sum[j + 2], sum[j + 3]};
+  if (t == 0) of_block[0] = softmax.largest, of_block[1] = softmax.total;
+  if (blockIdx.y == 0 && work.begin < work.end && work.end == work.keys &&
+      (work.shares_keys || blockIdx.z == 0)) {
+#pragma unroll 1
+    for (int i = t; i < dz; i += kThreads) reinterpret_cast<T*>(ring_k.at(work.keys - 1))[i] = newest[i];
+  }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += kThreads) {
-    float all = 0;
-    for (int r = 0; r < rows; ++r) all += of_thread[r * width + i];
-    part[i] = all;
-  }
-  if (threadIdx.x == 0) of_block[0] = softmax.largest, of_block[1] = softmax.total;
-  if (block.has_newest()) {
-    if (blockIdx.y == 0) {
-      for (std::int64_t i = threadIdx.x; i < a.dz; i += kThreads) block.key(block.keys - 1)[i] = newest[i];
-    }
-    if (row == 0 && has_column) {
-      *reinterpret_cast<uint4*>(block.value(block.keys - 1) + block.column) = read_pack(value + block.column);
-    }
-  }
-  cluster_sync();
+  if (work.rows > 1) sum_rows<V>(of_thread, work.width);
 
-  const unsigned blocks = cluster_size();
-  float scale[kSplits];
-  float most = -INFINITY, all = 0;
-  for (unsigned i = 0; i < blocks; ++i) most = fmaxf(most, read_of_block(&of_block[0], i));
-#pragma unroll
-  for (unsigned i = 0; i < kSplits; ++i) {
-    if (i >= blocks) break;
-    scale[i] = __expf(read_of_block(&of_block[0], i) - most);
-    all += scale[i] * read_of_block(&of_block[1], i);
+  float factor = 1,
+        total = softmax.total;  // factor: by which the sums of a block, the lane's, are to be taken
+  const bool is_joined = work.shares_keys;
+  const int parts = is_joined ? 1 << split_bits : 1,
+            from = is_joined ? static_cast<int>(blockIdx.z) * share : 0;
+  if (is_joined) {
+    cluster_sync();
+    const unsigned other = static_cast<unsigned>(lane % parts);
+    const float most_of_other = read_of_block(&of_block[0], other),
+                total_of_other = read_of_block(&of_block[1], other);
+    factor = __expf(most_of_other - warp_max(most_of_other));
+    total = warp_sum(lane < parts ? factor * total_of_other : 0);
   }
-  const int share = (width + static_cast<int>(blocks) - 1) / static_cast<int>(blocks);
-  const int end = min(width, static_cast<int>(blockIdx.z + 1) * share);
-  for (int i = static_cast<int>(blockIdx.z) * share + static_cast<int>(threadIdx.x); i < end; i += kThreads) {
-    const std::int64_t column = std::int64_t{blockIdx.y} * width + i;
-    if (column >= a.dv) break;
-    float o = 0;
-#pragma unroll
-    for (unsigned j = 0; j < kSplits; ++j) {
-      if (j < blocks) o += scale[j] * read_of_block(&part[i], j);
-    }
-    const std::int64_t at = (block.b * a.H + block.h) * a.dv + column;
-    a.o[at] = from_float<T>(o / all * to_float(a.gate[at]));
+#pragma unroll 1
+  for (int begin = 0; begin < share; begin += kThreads) {
+    const int i = begin + t;
+    const bool is_out = i < out_end;
+    const T next = i + kThreads < out_end ? gates[i + kThreads] : T{};
+    const float o = is_joined ? sum_of_blocks(of_thread + from + i, parts, factor, is_out) : of_thread[i];
+    if (is_out) out[i] = from_float<T>(__fdividef(o, total) * to_float(gate));
+    gate = next;
   }
-  cluster_sync();  // no block ends while another reads its memory
+  if (is_joined) cluster_sync();  // no block ends while another reads its memory
 }
 
 }  // namespace
@@ -271,16 +419,20 @@ void attention_step(const AttentionStep<T>& a, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(T);
   constexpr std::int64_t kWanted = 256;  // blocks, two on each multiprocessor
   if (a.B == 0) return;
-  unsigned splits = is_hopper() ? kSplits : 1;
-  int column_threads = 1;
-  while (column_threads < kThreads && column_threads * V < a.dv) column_threads *= 2;
-  const auto groups = [&] { return ceil_div(a.dv, column_threads * V); };
-  while (column_threads > 32 && a.B * a.H * groups() * splits < kWanted) column_threads /= 2;
-  while (splits > 1 && a.B * a.H * groups() * splits > kWanted) splits /= 2;
-  const std::int64_t cache_bytes = a.B * a.chunk * a.H * (a.dz + a.dv) * std::int64_t{sizeof(T)};
-  const dim3 grid(grid_size(a.B * a.H), static_cast<unsigned>(groups()), splits);
-  launch_step({grid, kThreads, static_cast<std::size_t>(a.dz) * (sizeof(float) + sizeof(T)), stream, splits},
-              attend<T, V>, a, column_threads, cache_bytes <= kMostPrefetched);
+  int split_bits = is_hopper() ? 3 : 0, bits = 0;
+  while ((1 << bits) < kThreads && (V << bits) < a.dv) ++bits;
+  split_bits = bits < split_bits ? bits : split_bits;
+  const auto blocks = [&] { return a.B * a.H * ceil_div(a.dv, V << bits) << split_bits; };
+  while (bits > 5 && 2 * blocks() <= kWanted) --bits;
+  while (split_bits > 0 && blocks() > kWanted) --split_bits;
+  const std::size_t shared = static_cast<std::size_t>((kSlots + kKeySlots) * kThreads) * 16 +
+                             static_cast<std::size_t>(a.dz) * (sizeof(float) + sizeof(T));
+  allow_shared_memory(attend<T, V>, shared);
+  cudaFuncSetAttribute(attend<T, V>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
+  const dim3 grid(grid_size(a.B * a.H), static_cast<unsigned>(ceil_div(a.dv, V << bits)), 1u << split_bits);
+  launch_step({grid, kThreads, shared, stream, 1u << split_bits}, attend<T, V>, a, bits, split_bits,
+              kFewKeys);
 }
 
 template void attention_step(const AttentionStep<float>&, cudaStream_t);
