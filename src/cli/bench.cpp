@@ -311,7 +311,7 @@ double bytes_read(const model::LanguageModel& model, const model::StreamState& s
   const int64_t seen = c != nullptr ? state.highest % c->chunk_size : state.highest;
   double bytes = 0;
   for (const auto& [name, tensor] : state.tensors) {
-    const bool cache = name.ends_with(".k") || name.ends_with(".v");  // [B, C, H, d]
+    const bool cache = model::StreamState::is_cache(name);  // [B, C, H, d]
     bytes += static_cast<double>(tensor.nbytes()) *
              (cache ? static_cast<double>(seen) / static_cast<double>(tensor.size(1)) : 1);
   }

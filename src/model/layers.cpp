@@ -55,7 +55,7 @@ Place Place::after(int64_t L) const {
 }
 
 void store(at::TensorList rings, at::TensorList values, const Place& place) {
-  if (!place.common_start) return ops::cache_store(rings, values, place.start);
+  if (!place.common_start || place.start.is_cuda()) return ops::cache_store(rings, values, place.start);
   for (std::size_t i = 0; i < rings.size(); ++i) {
     const auto& ring = rings[i];
     const int64_t L = values[i].size(1), C = ring.size(1), kept = std::min(L, C), first = L - kept;

@@ -102,6 +102,19 @@ TEST(Streaming, AnySplitGivesTheLogitsOfOneCall) {
   }
 }
 
+TEST(Streaming, ARestartedStateIsFresh) {
+  const at::NoGradGuard no_grad;
+  for (const auto& config : configurations()) {
+    const auto model = make_model(config, 7);
+    const auto tokens = random_tokens(2, 60, 5);
+    auto state = model->fresh_state(2);
+    model->forward(random_tokens(2, 45, 6), &state);
+    model->restart(state);
+    EXPECT_LE(largest_difference(model->forward(tokens, &state), model->forward(tokens)), 1e-4)
+        << model_type(config);
+  }
+}
+
 TEST(Streaming, NextLogitsAreThoseOfTheLastPosition) {
   const at::NoGradGuard no_grad;
   for (const auto& config : configurations()) {

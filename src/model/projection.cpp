@@ -191,6 +191,11 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
 SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b) {
   if (const auto joint = joint_weight(x, {{a}, {b}}); joint.defined()) {
     const variable_list weights{a, b};
+    if (!at::GradMode::is_enabled()) {
+      auto shape = x.sizes().vec();
+      shape.back() = a.value().size(0);
+      return {{}, {}, ops::product_swiglu(rows_of(x, joint), joint, false).y.view(shape)};
+    }
     const auto results = JointProjection::apply(x, at::TensorList(weights), joint, true);
     return {results[0], results[1], results[2]};
   }

@@ -29,7 +29,7 @@ std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_l
 // What project_swiglu() (model/gated_projection.h) makes its result of: two projections of x, and silu(a) b
 // without a gradient where one product on a GPU gives all three.
 struct SwigluInputs {
-  at::Tensor a, b;         // [..., F]
+  at::Tensor a, b;         // [..., F]; undefined beside `hidden` where no gradient is wanted
   at::Tensor hidden = {};  // or undefined
 };
 SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b);
