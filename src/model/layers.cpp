@@ -81,8 +81,10 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
   auto& ring_k = place.state->layer(layer, "k");  // [B, C, Hkv, dk], position p at slot p mod C
   auto& ring_v = place.state->layer(layer, "v");  // [B, C, Hkv, dv]
-  const auto cache =
-      sees_itself_alone(place, options) ? std::nullopt : std::optional(ops::AttentionCache{ring_k, ring_v});
+  const bool alone = sees_itself_alone(place, options);
+  if (!alone && options.dropout == 0 && place.start.is_cuda())
+    return ops::attention_and_store(q, k, v, place.start, options, {ring_k, ring_v}).flatten(2);
+  const auto cache = alone ? std::nullopt : std::optional(ops::AttentionCache{ring_k, ring_v});
   const auto o = ops::attention(q, k, v, place.start, options, cache);
   store({ring_k, ring_v}, {k, v}, place);
   return o.flatten(2);
