@@ -66,6 +66,16 @@ inline bool is_hopper() {
   return yes;
 }
 
+// Blocks of a kernel that the current device holds at once.
+template <class... P>
+std::int64_t resident_blocks(void (*kernel)(P...), unsigned threads, std::size_t shared_bytes) {
+  int device = 0, processors = 0, blocks = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes);
+  return std::int64_t{processors} * blocks;
+}
+
 struct StepLaunch {
   dim3 grid;
   unsigned threads;

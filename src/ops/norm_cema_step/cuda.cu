@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cuda_device.h"
 #include "ops/cuda_step.h"
 #include "ops/norm_cema_step/cuda.h"
@@ -10,7 +12,6 @@ namespace {
 
 constexpr int kMostThreads = kMostGroupComponents / 4 * 2;  // lanes are a power of two
 static_assert(kMostThreads >= kMostNormStepFeatures);
-constexpr std::int64_t kMostRows = 16;  // of blocks, that share the streams
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lanes) {
@@ -32,12 +33,23 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
   const Complex4 q = load_complex(a.q + 2 * component, has_components);
   const Complex4 eta = load_complex(a.eta + 2 * component, has_components);
   const float weight = 1 + a.weight[d], bias = a.bias[d], omega = a.N > 0 ? a.omega[d] : 0;
+  struct Stream {
+    float x, mean, var;
+    std::int64_t count;
+    Complex4 h;
+  };
+  const auto h_of = [&](std::int64_t b) { return a.h + 2 * (b * a.D * a.N + component); };
+  const auto read = [&](std::int64_t b) {
+    return Stream{to_float(a.x[b * a.D + d]), a.mean[b * a.G + group], a.var[b * a.G + group], a.count[b],
+                  load_complex(h_of(b), has_components)};
+  };
+  Stream next = read(blockIdx.y);
   for (std::int64_t b = blockIdx.y; b < a.B; b += gridDim.y) {
-    const float x = to_float(a.x[b * a.D + d]);
-    float* const h_here = a.h + 2 * (b * a.D * a.N + component);
-    Complex4 h = load_complex(h_here, has_components);
-    const double before = a.mean[b * a.G + group], var_before = a.var[b * a.G + group];
-    const std::int64_t count = a.count[b];
+    const float x = next.x;
+    Complex4 h = next.h;
+    const double before = next.mean, var_before = next.var;
+    const std::int64_t count = next.count;
+    if (b + gridDim.y < a.B) next = read(b + gridDim.y);
 
     float sum[1] = {is_first ? x : 0};
     block_sum(sum);
@@ -58,7 +70,7 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
     const float input = to_float(normal);
 
     float y = advance(h, q, p, eta, input);
-    if (has_components) store_complex(h, h_here);
+    if (has_components) store_complex(h, h_of(b));
     for (int offset = lanes / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
     if (is_first) a.normal[b * a.D + d] = normal;
     if (is_first && a.N > 0) a.y[b * a.D + d] = from_float<T>(y + omega * input);
@@ -70,8 +82,11 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
 template <class T>
 void norm_cema_step(const NormCemaStep<T>& a, cudaStream_t stream) {
   const int lanes = lanes_of(a.N);
-  const dim3 grid(static_cast<unsigned>(a.G), grid_size(a.B, kMostRows));
   const auto threads = static_cast<unsigned>(ceil_div(a.D / a.G * lanes, 32) * 32);
+  // All blocks run at once: one that waited for room would double the time.
+  const std::int64_t rows = std::max<std::int64_t>(resident_blocks(step<T>, threads, 0) / a.G, 1);
+  const std::int64_t streams = ceil_div(a.B, rows);  // of a block
+  const dim3 grid(static_cast<unsigned>(a.G), grid_size(ceil_div(a.B, streams)));
   launch_step({grid, threads, 0, stream}, step<T>, a, lanes);
 }
 
