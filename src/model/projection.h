@@ -9,9 +9,10 @@
 namespace megalodon::model {
 
 // A linear layer: weight [out, in] and bias [out] or undefined; without a bias also the weights [K, out, in]
-// of stacked models, each for its share of the rows.
+// of stacked models, each for its share of the rows. Its result joins `added` [..., out], if there is one.
 struct Linear {
   Weight weight, bias = {};
+  at::Tensor added = {};
 };
 
 // x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
