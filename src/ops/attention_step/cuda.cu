@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kMostThreads = 512;
 constexpr int kRegisters = 96;        // of a thread, so that the largest block leaves some to other kernels
-constexpr int kTile = 1024;           // keys whose weights are in memory at once
+constexpr int kTile = 1024;           // keys whose weights are in memory at once: all teams have some of it
 constexpr int kKeys = 2, kPacks = 4;  // keys that are on their way to a thread, in registers; packs of each
 constexpr int kSlots = 16;            // packs of values on their way to it, in shared memory
 
@@ -105,13 +105,15 @@ struct Features {
 // A key's features are shared by a team of threads: a pack each, as often as it takes, kPacks times a round.
 template <int V>
 struct Team {
-  int lanes, index, count, feature, step, rounds;  // feature: a thread's first; step: to its next pack
+  int lanes, count, index, first_of_warp;  // count: of teams
+  int feature, step, rounds;               // feature: a thread's first; step: to its next pack
 
   __device__ explicit Team(int features) {
     int bits = 0;
     while ((kPacks * V << bits) < features && bits < 5) ++bits;
     const int t = static_cast<int>(threadIdx.x);
-    lanes = 1 << bits, index = t >> bits, count = static_cast<int>(blockDim.x) >> bits;
+    lanes = 1 << bits, count = static_cast<int>(blockDim.x) >> bits;
+    index = t >> bits, first_of_warp = (t & ~31) >> bits;
     feature = (t & (lanes - 1)) * V, step = V << bits;
     rounds = (features + kPacks * step - 1) >> (bits + (kPacks * V == 32 ? 5 : 4));
   }
@@ -257,7 +259,7 @@ __global__ void __maxnreg__(kRegisters) attend(AttentionStep<T> a, int bits) {
     float* const weight = scores[tile / kTile % 2];
     float now = largest;
 #pragma unroll 1
-    for (int first = tile, next; first < tile_end; first = next) {
+    for (int first = tile, next; first + team.first_of_warp < tile_end; first = next) {
       next = min(first + kKeys * team.count, tile + kTile);
       float score[kKeys] = {};
 #pragma unroll 1
