@@ -22,40 +22,6 @@ __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// The blocks of a cluster lie along z. Before Hopper a block is its own cluster.
-__device__ inline unsigned cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  unsigned size;
-  asm("mov.u32 %0, %%cluster_nctaid.z;" : "=r"(size));
-  return size;
-#else
-  return 1;
-#endif
-}
-// What the cluster's threads wrote to their blocks' shared memory before it, they read of each other's after.
-// (By default a barrier of a cluster waits for what was written to global memory too.)
-__device__ inline void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
-  asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;" ::: "memory");
-#else
-  __syncthreads();
-#endif
-}
-// The float at `mine` of this block's shared memory in that of another block of the cluster.
-__device__ inline float read_of_block(const float* mine, unsigned block) {
-#if __CUDA_ARCH__ >= 900
-  const auto local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
-  unsigned remote;
-  float value;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
-  return value;
-#else
-  return *mine;
-#endif
-}
-
 inline bool is_hopper() {
   static const bool yes = [] {
     int device = 0, major = 0;
@@ -81,24 +47,20 @@ struct StepLaunch {
   unsigned threads;
   std::size_t shared_bytes;
   cudaStream_t stream;
-  unsigned cluster = 1;  // blocks, along z
 };
 
 template <class... P, class... A>
 void launch_step(const StepLaunch& launch, void (*kernel)(P...), A&&... arguments) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = launch.cluster;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = launch.grid;
   config.blockDim = dim3(launch.threads);
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = launch.stream;
-  config.attrs = attributes;
-  config.numAttrs = !is_hopper() ? 0 : launch.cluster > 1 ? 2 : 1;
+  config.attrs = &attribute;
+  config.numAttrs = is_hopper() ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
 }
 
