@@ -144,12 +144,6 @@ class Product {
   double operations() const {
     return 2.0 * static_cast<double>(y_.numel()) * static_cast<double>(a_.size(1));
   }
-  // Then the second operand is read from memory, and that is what takes the time.
-  bool has_few_rows() const { return y_.size(0) < kFewRows; }
-  bool is_worth_timing() const {
-    return has_few_rows() ? static_cast<double>(b_.nbytes()) >= kWorthTimingBytes
-                          : operations() >= kWorthTiming && b_.size(0) >= kFewRows && b_.size(1) >= kFewRows;
-  }
   bool is_in_place() const { return adds_ && added_.const_data_ptr() == y_.const_data_ptr(); }
 
   // The library's proposals, best guess first.
@@ -180,12 +174,10 @@ class Product {
            result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= kWorkspaceBytes;
   }
 
-  cublasStatus_t compute(const cublasLtMatmulAlgo_t& algorithm) { return compute(y_, b_, algorithm); }
-
-  // `to`, `b`: as y and the second operand, or these themselves.
-  cublasStatus_t compute(const at::Tensor& to, const at::Tensor& b, const cublasLtMatmulAlgo_t& algorithm) {
+  // `to`: as y, or y itself.
+  cublasStatus_t compute(const at::Tensor& to, const cublasLtMatmulAlgo_t& algorithm) {
     const float one = 1, beta = adds_ ? 1 : 0;
-    return cublasLtMatmul(handle_, description_.get(), &one, b.const_data_ptr(), &of_b_.layout,
+    return cublasLtMatmul(handle_, description_.get(), &one, b_.const_data_ptr(), &of_b_.layout,
                           a_.const_data_ptr(), &of_a_.layout, &beta, added_.const_data_ptr(), &of_y_.layout,
                           to.mutable_data_ptr(), &of_y_.layout, &algorithm, workspace_.mutable_data_ptr(),
                           kWorkspaceBytes, c10::cuda::getCurrentCUDAStream().stream());
@@ -194,30 +186,19 @@ class Product {
   // The fastest of the proposals, by the GPU's clock. y is written.
   cublasLtMatmulAlgo_t fastest() {
     auto algorithms = this->algorithms(kProposals);
-    const auto like = [](const at::Tensor& x) {
-      return at::empty_strided(x.sizes(), x.strides(), x.options());
-    };
-    const auto to = is_in_place() ? like(y_) : y_;
-    std::vector<at::Tensor> bs{b_};  // of few rows as many as no cache holds
-    while (has_few_rows() && static_cast<double>(bs.size() * b_.nbytes()) < kOfCaches) bs.push_back(like(b_));
+    const auto to = is_in_place() ? at::empty_strided(y_.sizes(), y_.strides(), y_.options()) : y_;
     const auto milliseconds = [&](const cublasLtMatmulAlgo_t& algorithm, int runs) {
       at::cuda::CUDAEvent begin(cudaEventDefault), end(cudaEventDefault);
-      // Short ones would wait for their launches, did the GPU not begin with something else.
-      for (size_t i = 1; i < bs.size(); ++i) bs[i].zero_();
       begin.record();
-      for (int i = 0; i < runs; ++i) {
-        const auto& b = bs[static_cast<size_t>(i) % bs.size()];
-        if (compute(to, b, algorithm) != CUBLAS_STATUS_SUCCESS) return std::numeric_limits<float>::infinity();
-      }
+      for (int i = 0; i < runs; ++i)
+        if (compute(to, algorithm) != CUBLAS_STATUS_SUCCESS) return std::numeric_limits<float>::infinity();
       end.record();
       end.synchronize();
       return begin.elapsed_time(end) / static_cast<float>(runs);
     };
     const auto& guess = algorithms.front();
     milliseconds(guess, 1);
-    const int runs = has_few_rows()
-                         ? 2 * static_cast<int>(bs.size())
-                         : std::clamp(static_cast<int>(kTimedMilliseconds / milliseconds(guess, 1)), 1, 64);
+    const int runs = std::clamp(static_cast<int>(kTimedMilliseconds / milliseconds(guess, 1)), 1, 64);
     std::vector<float> least(algorithms.size(), std::numeric_limits<float>::infinity());
     for (int pass = 0; pass < kPasses; ++pass) {
       for (size_t i = 0; i < algorithms.size(); ++i) {
@@ -233,9 +214,6 @@ class Product {
   static constexpr size_t kWorkspaceBytes = 32 << 20;  // what the library wants on a Hopper GPU
   static constexpr int kProposals = 8, kPasses = 3;
   static constexpr float kTimedMilliseconds = 0.5F, kFaster = 0.99F;
-  static constexpr int64_t kFewRows = 256;
-  // Smaller ones are over before a choice could matter.
-  static constexpr double kWorthTiming = 1 << 28, kWorthTimingBytes = 4 << 20, kOfCaches = 128 << 20;
 
   // n, or a number that stands for those up to a quarter more.
   static int64_t magnitude(int64_t n) {
@@ -252,6 +230,11 @@ class Product {
   at::Tensor workspace_ = at::empty({kWorkspaceBytes}, y_.options().dtype(at::kByte));
 };
 
+// Smaller ones are over before a choice could matter. Those of few rows wait for the other operand from
+// memory, which timings in a row would find in the cache.
+constexpr double kWorthTiming = 1 << 28;
+constexpr int64_t kFewRows = 256;
+
 cublasLtMatmulAlgo_t algorithm_for(Product& product) {
   struct Chosen {
     cublasLtMatmulAlgo_t algorithm;
@@ -260,7 +243,8 @@ cublasLtMatmulAlgo_t algorithm_for(Product& product) {
   static std::mutex mutex;
   static auto& chosen = *new std::map<Product::Kind, Chosen>;
   const auto sizes = product.sizes();
-  if (product.is_worth_timing() && !at::globalContext().deterministicAlgorithms()) {
+  if (product.operations() >= kWorthTiming && *std::min_element(sizes.begin(), sizes.end()) >= kFewRows &&
+      !at::globalContext().deterministicAlgorithms()) {
     const std::lock_guard lock(mutex);
     auto found = chosen.find(product.kind());
     const auto records = at::cuda::currentStreamCaptureStatusMayInitCtx() != at::cuda::CaptureStatus::None;
@@ -278,7 +262,7 @@ void product_into(const at::Tensor& y, const ProductOperand& a, const ProductOpe
                   const ProductOptions& options) {
   const c10::cuda::CUDAGuard guard(y.device());
   Product product(y, a, b, options);
-  TORCH_CUDABLAS_CHECK(product.compute(algorithm_for(product)));
+  TORCH_CUDABLAS_CHECK(product.compute(y, algorithm_for(product)));
 }
 
 namespace {

@@ -38,17 +38,6 @@ TEST(Product, OfOneDnnIsThatOfItsOperandsHoweverTheyLie) {
   }
 }
 
-// On a GPU the algorithm is timed, of weights that no cache holds.
-TEST(Product, OfFewRowsAgreesWithFloat64) {
-  if (!testing::device().is_cuda()) GTEST_SKIP() << "nothing is timed on a CPU";
-  for (const int64_t M : {5, 20, 32}) {
-    const auto x = testing::random({M, 1024}, at::kBFloat16),
-               w = testing::random({4096, 1024}, at::kBFloat16);
-    EXPECT_LE(testing::relative_error(product(x, w.t()), exact(x, w.t())), 5e-3);
-    EXPECT_LE(testing::relative_error(product(x, w.t(), at::kFloat), exact(x, w.t())), 1e-5);
-  }
-}
-
 // On processors where products of that size are oneDNN's, these are. On a GPU cuBLASLt's algorithms are timed
 // for the larger ones, which are of one kind.
 TEST(Product, AgreesWithFloat64) {

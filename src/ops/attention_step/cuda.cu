@@ -15,7 +15,6 @@ namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kMostThreads = 512;
-constexpr int kRegisters = 96;        // of a thread, so that the largest block leaves some to other kernels
 constexpr int kTile = 1024;           // keys whose weights are in memory at once: all teams have some of it
 constexpr int kKeys = 2, kPacks = 4;  // keys that are on their way to a thread, in registers; packs of each
 constexpr int kSlots = 16;            // packs of values on their way to it, in shared memory
@@ -120,7 +119,7 @@ struct Team {
 };
 
 template <class T, int V>
-__global__ void __maxnreg__(kRegisters) attend(AttentionStep<T> a, int bits) {
+__global__ void __launch_bounds__(kMostThreads) attend(AttentionStep<T> a, int bits) {
   extern __shared__ __align__(16) uint4 dynamic[];
   __shared__ float scores[2][kTile];                        // of tiles in turn; they become weights
   __shared__ __align__(16) float query[kMostStepFeatures];  // zeros from dz on
