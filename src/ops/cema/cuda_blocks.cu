@@ -219,6 +219,9 @@ class Worker {
     };
     memory.lags[warp_][lane_] = {words(0), words(1), words(2), words(3)};
     __syncwarp();
+    if constexpr (!kBack) {
+      for (int pair = 0; pair < 2; ++pair) read_out_powers(pair, out_powers_[pair]);
+    }
   }
 
   // first [B, D, N, 2] or null: what is carried into sequence row / D.
@@ -279,7 +282,7 @@ class Worker {
         z[half][2 + t] = transposed(pack(-a[2 * t].im, -a[2 * t + 1].im));
       }
     }
-    if (has_outputs) write_outputs(in, z);
+    if (has_outputs) write_outputs(in, u, z);
   }
   // to [B, D, N, 2] or null: what is carried out of sequence row / D. first: the state before all steps,
   // where backwards goes to.
@@ -356,19 +359,22 @@ class Worker {
       multiply_add(y, blocks, upper < 0 ? 0 : kernel[upper], kernel[lower]);
     }
   }
-  __device__ void write_outputs(std::uint32_t in, const Blocks& z) const {
-    Blocks u;
-    read_blocks(in, lane_, u);
-    const std::uint32_t row = row_of_blocks(in, lane_, lane_ / 8 % 2, lane_ / 16);
+  // The matrices of powers as right-hand ones, for 16 steps: [half][2 column + part].
+  __device__ void read_out_powers(int pair, Powers& powers) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      load_matrices<true>(powers[half], powers_ + 1024 * half + 512 * pair + 16 * lane_);
+  }
+  __device__ void write_outputs(std::uint32_t to, Blocks& u, const Blocks& z) {
+    if constexpr (kBack) read_blocks(to, lane_, u);  // again: others had the registers
+    const std::uint32_t row = row_of_blocks(to, lane_, lane_ / 8 % 2, lane_ / 16);
     const uint4 lags = memory_.lags[warp_][lane_];
     const std::uint32_t kernel[4] = {lags.x, lags.y, lags.z, lags.w};
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {  // 16 steps
-      std::uint32_t powers[2][4];           // [half][2 column + part]
+    for (int pair = 0; pair < 2; ++pair) {
+      Powers& powers = out_powers_[pair];
+      if constexpr (kBack) read_out_powers(pair, powers);
       float y[2][4] = {};
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        load_matrices<true>(powers[half], powers_ + 1024 * half + 512 * pair + 16 * lane_);
 #pragma unroll
       for (int column = 0; column < 2; ++column) {
         add_lags(u, kernel, 2 * pair + column, y[column]);
@@ -385,6 +391,7 @@ class Worker {
   Memory<kBack>& memory_;
   int warp_, lane_;
   std::uint32_t powers_;
+  Powers out_powers_[2];  // forwards there are registers for them
   State<kBack> end_[2], carried_[kCarried ? 2 : 1];
   Sums sums_[2];
   Lags lags_;
