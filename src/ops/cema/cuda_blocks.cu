@@ -75,6 +75,7 @@ class Mover {
 
   // By one of the movers, when it has started the barriers.
   __device__ void begin(Walk<kBack> at, int sequences) const {
+#pragma unroll 1
     for (int stage = 0; stage < kStages<kBack> && at.sequence < sequences; ++stage, at.next())
       fetch(at, stage);
   }
