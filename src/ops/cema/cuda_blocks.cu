@@ -33,7 +33,7 @@ template <bool kBack>
 struct Memory {
   Rows rows[kStages<kBack>][kStreams<kBack>];
   Rows leaving;
-  uint4 powers[kFeatures][kBack ? 1 : 2][2][64];  // high and low parts, by half
+  uint4 powers[kFeatures][2][64];  // by half
   Columns columns[2][kStreams<kBack>];
   Decays decays[kFeatures];
   float kernel[kFeatures][kBlock];
@@ -171,22 +171,17 @@ __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low)
   low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
 }
 
-// Powers 2 (lane % 4), the next, and those 8, 16 and 24 higher, of component lane / 4.
-template <int kParts>
-__device__ void make_powers(Pair q, int lane, int half, uint4 (&to)[kParts][2][64]) {
+// Powers 2 (lane % 4), the next, and those 8, 16 and 24 higher, of component lane / 4: to shared memory, and
+// what rounding left of them, as left-hand matrices.
+__device__ void make_powers(Pair q, int lane, uint4 (&to)[64], Powers& low) {
   const Pair q8 = power(q, 8);
   Pair even = power(q, 2 * (lane % 4));
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const Pair odd = multiply(even, q);
-    std::uint32_t words[2][2];  // by part, real or imaginary
-    split(even.re, odd.re, words[0][0], words[1][0]);
-    split(even.im, odd.im, words[0][1], words[1][1]);
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      auto* const words_to = reinterpret_cast<std::uint32_t*>(to[part][half]) + 64 * i + lane;
-      words_to[0] = words[part][0], words_to[32] = words[part][1];
-    }
+    auto* const high = reinterpret_cast<std::uint32_t*>(to) + 64 * i + lane;
+    split(even.re, odd.re, high[0], low[i / 2][i % 2 * 2]);
+    split(even.im, odd.im, high[32], low[i / 2][i % 2 * 2 + 1]);
     even = multiply(even, q8);
   }
 }
@@ -209,9 +204,10 @@ class Worker {
       const float p = c.p[warp_][lane_];
       memory.scale[warp_][lane_] = multiply({p * back.re, p * back.im}, conjugate(c.eta[warp_][lane_]));
     }
-#pragma unroll 1
+#pragma unroll
     for (int half = 0; half < 2; ++half)
-      make_powers(nonzero(conjugate(c.q[warp_][component(half)])), lane_, half, memory.powers[warp_]);
+      make_powers(nonzero(conjugate(c.q[warp_][component(half)])), lane_, memory.powers[warp_][half],
+                  low_powers_[half]);
     __syncwarp();
     const auto words = [&](int distance) {
       const int lag = 8 * distance + 2 * (lane_ % 4) + lane_ / 4 - 7;
@@ -252,9 +248,7 @@ class Worker {
         make_slopes(powers, lane_, slopes);
         multiply_powers(slopes, u, a_slope);
       } else {
-        Powers low;
-        read_powers(powers_ + 2048 + 1024 * half, lane_, low);
-        add_products(low, u, sum);
+        add_products(low_powers_[half], u, sum);
       }
       to_run(sum, a);
       scan_blocks(a, a_slope, decays, end_[half], lane_);
@@ -392,7 +386,7 @@ class Worker {
   Memory<kBack>& memory_;
   int warp_, lane_;
   std::uint32_t powers_;
-  Powers out_powers_[2];  // forwards there are registers for them
+  Powers out_powers_[2], low_powers_[2];  // forwards there are registers for them
   State<kBack> end_[2], carried_[kCarried ? 2 : 1];
   Sums sums_[2];
   Lags lags_;
