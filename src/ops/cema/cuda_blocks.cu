@@ -142,29 +142,6 @@ class Mover {
   int feature_, thread_;
 };
 
-// k_l of lags lane / 4 + 8 j, into shared memory.
-__device__ void make_kernel(const CoefficientMemory& c, int feature, float omega, int lane,
-                            float (&to)[kBlock]) {
-  const int row = lane / 4, column = lane % 4;
-  float sum[4] = {};
-#pragma unroll 1
-  for (int i = 0; i < 4; ++i) {
-    const int n = 4 * i + column;
-    const Pair q = c.q[feature][n], q8 = power(q, 8);
-    Pair now = multiply(c.eta[feature][n], power(q, row));
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      sum[j] += c.p[feature][n] * now.re;
-      now = multiply(now, q8);
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    sum[j] = sum_of_columns(sum[j]);
-    if (column == 0) to[row + 8 * j] = sum[j] + (row + j == 0 ? omega : 0);
-  }
-}
-
 // a and b as sums of two bfloat16 numbers each, packed.
 __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
   high = pack(a, b);
@@ -172,13 +149,15 @@ __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low)
 }
 
 // Powers 2 (lane % 4), the next, and those 8, 16 and 24 higher, of component lane / 4: to shared memory, and
-// what rounding left of them, as left-hand matrices.
-__device__ void make_powers(Pair q, int lane, uint4 (&to)[64], Powers& low) {
-  const Pair q8 = power(q, 8);
-  Pair even = power(q, 2 * (lane % 4));
+// what rounding left of them, as left-hand matrices. Added to lags with the weight p conj(eta).
+__device__ void make_powers(Pair q, Pair weight, int lane, uint4 (&to)[64], Powers& low,
+                            float (&lags)[4][2]) {
+  const Pair one{1, 0}, q2 = multiply(q, q), q4 = multiply(q2, q2), q8 = multiply(q4, q4);
+  Pair even = multiply(lane % 2 == 1 ? q2 : one, lane / 2 % 2 == 1 ? q4 : one);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const Pair odd = multiply(even, q);
+    lags[i][0] += multiply(weight, even).re, lags[i][1] += multiply(weight, odd).re;
     auto* const high = reinterpret_cast<std::uint32_t*>(to) + 64 * i + lane;
     split(even.re, odd.re, high[0], low[i / 2][i % 2 * 2]);
     split(even.im, odd.im, high[32], low[i / 2][i % 2 * 2 + 1]);
@@ -196,18 +175,31 @@ class Worker {
         lane_(static_cast<int>(threadIdx.x) % 32),
         powers_(shared_address(memory.powers[warp_])) {
     const CoefficientMemory& c = memory.coefficients;
+    const auto weight = [&](int n) {
+      const float p = c.p[warp_][n];
+      const Pair eta = c.eta[warp_][n];
+      return Pair{p * eta.re, -p * eta.im};
+    };
+    float lags[4][2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int n = component(half);
+      make_powers(nonzero(conjugate(c.q[warp_][n])), weight(n), lane_, memory.powers[warp_][half],
+                  low_powers_[half], lags);
+    }
     float (&kernel)[kBlock] = memory.kernel[warp_];
-    make_kernel(c, warp_, omega, lane_, kernel);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float sum = lags[i / 2][i % 2];
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+      if (lane_ < 4) kernel[8 * (i / 2) + 2 * lane_ + i % 2] = sum + (i + lane_ == 0 ? omega : 0);
+    }
     if (lane_ < kComponents) {
       const Pair back = conjugate(c.q[warp_][lane_]);
       make_decays(back, lane_, memory.decays[warp_]);
-      const float p = c.p[warp_][lane_];
-      memory.scale[warp_][lane_] = multiply({p * back.re, p * back.im}, conjugate(c.eta[warp_][lane_]));
+      memory.scale[warp_][lane_] = multiply(weight(lane_), back);
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      make_powers(nonzero(conjugate(c.q[warp_][component(half)])), lane_, memory.powers[warp_][half],
-                  low_powers_[half]);
     __syncwarp();
     const auto words = [&](int distance) {
       const int lag = 8 * distance + 2 * (lane_ % 4) + lane_ / 4 - 7;
