@@ -52,8 +52,8 @@ __device__ inline Pair power(Pair q, int exponent) {
   return result;
 }
 
-// Of a feature's components: decays over a block, over one and over two runs of blocks, and zero.
-using Decays = Pair[4][kComponents];
+// Of a feature's components: decays over a block, and over one and two runs of blocks.
+using Decays = Pair[3][kComponents];
 
 // Those of component n. In float64 between: states are multiplied with them along the sequence.
 __device__ inline void make_decays(Pair q, int n, Decays& to) {
@@ -68,7 +68,6 @@ __device__ inline void make_decays(Pair q, int n, Decays& to) {
     }
     to[row][n] = {static_cast<float>(re), static_cast<float>(im)};
   }
-  to[3][n] = {0, 0};
 }
 
 // The coefficients of a thread block's features in shared memory, components past N zero.
@@ -236,7 +235,8 @@ __device__ inline void scan_blocks(Run& value, Run& slope, const Pair (*decays)[
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const auto earlier = before.through([&](float x) { return __shfl_up_sync(~0u, x, 1 << j, 4); });
-    const Pair decay = *decays[place >= 1 << j ? j + 1 : 3];  // nothing is earlier than the first lanes
+    Pair decay = *decays[j + 1];
+    if (place < 1 << j) decay = {0, 0};  // nothing is earlier than the first lanes
     before = earlier.after(decay, kBlock * kRun << j, before);
   }
 #pragma unroll
