@@ -48,6 +48,20 @@ __device__ inline void store_matrices(const std::uint32_t (&from)[4], std::uint3
   }
 }
 
+// A matrix of 8 x 8 from lane to lane.
+__device__ inline std::uint32_t transposed(std::uint32_t word) {
+  std::uint32_t to;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to) : "r"(word));
+  return to;
+}
+
+// The products of two pairs of bfloat16 numbers.
+__device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t to;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(to) : "r"(a), "r"(b));
+  return to;
+}
+
 // Two numbers as bfloat16 in a word, the first in its lower half.
 __device__ inline std::uint32_t pack(float first, float second) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);

@@ -55,8 +55,8 @@ TEST(Cema, AgreesWithReference) {
   }
 }
 
-// CUDA's kernels for bfloat16 go by tiles of 512 steps and 16 features, two tiles at a time; where there are
-// features for all multiprocessors, one after the other through the sequences.
+// CUDA's kernels for bfloat16 go by tiles of 512 steps and 16 features; where there are features for all
+// multiprocessors, one after the other through the sequences.
 TEST(Cema, AgreesOverManyTiles) {
   const Shape shapes[] = {{1, 512, 16, 16}, {2, 511, 16, 16}, {2, 1024, 32, 16},
                           {3, 1537, 48, 8}, {1, 2100, 16, 3}, {3, 512, 2128, 1}};
@@ -65,6 +65,21 @@ TEST(Cema, AgreesOverManyTiles) {
   }
   expect_fast_agrees({1, 1536, 16, 16}, at::kBFloat16, true, 0.99, 0.9999);
   expect_fast_agrees({1, 1536, 16, 16}, at::kBFloat16, true, 0, 1e-4);
+}
+
+TEST(Cema, AgreesWhereTheLastStateIsNotUsed) {
+  const auto output_of = [](auto f) {
+    return [f](const Tensors& x) {
+      return Tensors{f(x[0], x[1], x[2], x[3], x[4], x.size() > 5 ? std::optional(x[5]) : std::nullopt).y};
+    };
+  };
+  for (const Shape& s : {Shape{3, 2560, 32, 16}, {2, 512, 16, 3}}) {
+    Tensors inputs{testing::random({s.B, s.L, s.D}, at::kBFloat16)};
+    for (const auto& c : coefficients(s.D, s.N, at::kFloat)) inputs.push_back(c);
+    testing::expect_agreement(output_of(&cema), output_of(&cema_reference), inputs);
+    inputs.push_back(testing::random({s.B, s.D, s.N}, at::kComplexFloat));
+    testing::expect_agreement(output_of(&cema), output_of(&cema_reference), inputs);
+  }
 }
 
 TEST(Cema, GradientsOfCoefficientsThatAreZero) {

@@ -50,19 +50,13 @@ struct Arguments {
   }
 };
 
-void run_blocks(const Arguments& a, const at::Tensor& x, bool backwards, const at::Tensor& carry_in,
-                const at::Tensor& carry_out, const at::Tensor& tile_state, const at::Tensor& y) {
-  launch(x, [&](cudaStream_t stream) {
-    cuda::cema_blocks(a.shape, a.coefficients(), pointer<Bfloat16>(x), backwards, floats(carry_in),
-                      mutable_pointer<float>(carry_out), mutable_pointer<float>(tile_state),
-                      mutable_pointer<Bfloat16>(y), stream);
-  });
-}
-
 // The state after the tiles; y, where it is wanted, up to there.
 at::Tensor forward_tiles(const Arguments& a, const at::Tensor& y) {
   const auto state = a.states(1);
-  run_blocks(a, a.x, false, a.h0, state, {}, y);
+  launch(a.x, [&](cudaStream_t stream) {
+    cuda::cema_blocks(a.shape, a.coefficients(), pointer<Bfloat16>(a.x), mutable_pointer<Bfloat16>(y),
+                      mutable_pointer<float>(state), stream);
+  });
   return state;
 }
 
@@ -114,11 +108,11 @@ Gradients backward(const at::Tensor& x, const at::Tensor& p, const at::Tensor& q
     after = dh0;
   }
   if (a.has_tiles()) {
-    const auto tile_gradient = a.states(L / cuda::kCemaTile), before = a.states(1);
-    run_blocks(a, dy_, true, after, before, tile_gradient, dx);
+    const auto before = a.states(1);
     launch(x, [&](cudaStream_t stream) {
-      cuda::cema_blocks_gradients(a.shape, a.coefficients(), pointer<Bfloat16>(a.x), pointer<Bfloat16>(dy_),
-                                  floats(tile_gradient), sums_from(0), stream);
+      cuda::cema_blocks_backward(a.shape, a.coefficients(), pointer<Bfloat16>(a.x), pointer<Bfloat16>(dy_),
+                                 floats(after), mutable_pointer<Bfloat16>(dx), mutable_pointer<float>(before),
+                                 sums_from(0), stream);
     });
     dh0 = before;
   }

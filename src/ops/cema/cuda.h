@@ -47,15 +47,12 @@ bool has_cema_blocks();  // for the current device
 inline constexpr std::int64_t kCemaTile = 512, kCemaTileFeatures = 16, kMostBlockComponents = 16;
 // Groups of sequences that run side by side.
 std::int64_t cema_block_groups(const CemaShape& shape);
-// y (null: not wanted) from x; backwards, dx from dy, the carried states being gradients of states. carry_in,
-// carry_out [B, D, N, 2] or null; tile_state [B, tiles, D, N, 2] or null: what is carried into each tile.
-void cema_blocks(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x, bool backwards,
-                 const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y,
-                 cudaStream_t stream);
-// The gradients of the coefficients over the tiles, in cema_block_groups rows, from the states that the
-// backwards cema_blocks carried into each tile.
-void cema_blocks_gradients(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x,
-                           const Bfloat16* dy, const float* tile_gradient, const CemaSums& sums,
-                           cudaStream_t stream);
+// y (null: not wanted) from x; h_last [B, D, N, 2].
+void cema_blocks(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x, Bfloat16* y,
+                 float* h_last, cudaStream_t stream);
+// dh_last [B, D, N, 2] or null; sums: cema_block_groups rows.
+void cema_blocks_backward(const CemaShape& shape, const CemaCoefficients& c, const Bfloat16* x,
+                          const Bfloat16* dy, const float* dh_last, Bfloat16* dx, float* dh0,
+                          const CemaSums& sums, cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

@@ -1,350 +1,448 @@
 #include "ops/cema/cuda.h"
+#include "ops/cema/cuda_gradients.h"
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
 #include "ops/cuda_hopper.h"
 
 // CEMA in blocks of kBlock steps on the tensor cores. A warp has one feature of some sequences and goes
-// through their time, a tile of kBlocks blocks at a time. With X [blocks, steps] the tile's inputs, three
-// products of small matrices:
-//   S = X Q,            what each block adds to the state:    Q [step i, n] = p_n q_n^(kBlock - 1 - i)
-//   h' = q^kBlock h + S, the states from block to block: a scan in float32
-//   Y = X K + H E,      H [blocks, n] the states before each block, E [n, step j] = eta_n q_n^(j + 1),
-//                       K [i, j] = k_(j - i), k_l = Re(sum_n p_n eta_n q_n^l), k_0 with omega added.
-// Complex states are pairs of real columns. X is bfloat16. Q is the sum of two bfloat16 matrices, so that the
-// states are as in float32; K, H and E, which only make the outputs, are rounded to bfloat16 as these are.
-// Backwards in time the same gives dx from dy, with the transposed of K,
-//   Q [step i, n] = conj(eta_n q_n^(i + 1)),    E [n, step j] = p_n conj(q_n)^(kBlock - 1 - j):
-// the state that is carried is the gradient of h.
+// through their time, a tile of kSteps at a time: forwards through x to y, or backwards through dy to dx,
+// which is the same with time and the coefficients' places exchanged. With Q_n = conj(q_n), U [blocks, e] the
+// tile's inputs, the last step of a block first, and Y its outputs, the first step first, three products of
+// small matrices:
+//   R = U P,            what each block adds to the states:   P [e, n] = Q_n^e
+//   a' = Q^kBlock a + R, the states from block to block: a scan in float32
+//   Y = U K + Z P',     Z [blocks, n] = p_n conj(eta_n) Q_n a_n before each block,
+//                       K [e, j] = k_(j + e - 31), k_l = Re(sum_n p_n eta_n q_n^l), k_0 with omega added.
+// Complex states are pairs of real columns. U is bfloat16. Forwards P is the sum of two bfloat16 matrices in
+// R, so that the states are as in float32; elsewhere the matrices are rounded to bfloat16, as the outputs
+// are. What is carried into a sequence decays beside the states. Backwards the gradients of the coefficients
+// are summed (cuda_gradients.h) where states and inputs are at hand.
+//
+// Movers bring tiles into columns of features and take outputs out of them while the workers are at the tile
+// before or after: no warp waits for all others.
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kBlocks = 32, kSteps = kBlocks * kBlock, kRun = 4;  // blocks that follow each other in a lane
+// Tiles on their way from the device, of `kStreams` arrays.
+template <bool kBack>
+inline constexpr int kStages = kBack ? 2 : 4;
+template <bool kBack>
+inline constexpr int kStreams = kBack ? 2 : 1;
 
+template <bool kBack>
 struct Memory {
-  // Q, 8 columns at a time: of the upper and the lower 16 steps the high, then the low part.
-  uint4 q[kFeatures][8][32];
-  // E, 8 steps at a time: of components 4 i + lane % 4 the real and the imaginary part.
-  uint4 e[kFeatures][4][32];
-  Tile<kSteps>::Rows leaving;
-  Tile<kSteps>::Memory tile;
-  Decays<3> decays[kFeatures];
+  Rows rows[kStages<kBack>][kStreams<kBack>];
+  Rows leaving;
+  uint4 powers[kFeatures][2][64];  // by half
+  Columns columns[2][kStreams<kBack>];
+  Decays decays[kFeatures];
   float kernel[kFeatures][kBlock];
+  uint4 lags[kFeatures][32];           // K by its distances from the diagonal, 8 at a time
+  Pair scale[kFeatures][kComponents];  // p conj(eta) Q
   CoefficientMemory coefficients;
-  Barrier arrived;
+  OfFirst of_first[kBack ? kFeatures : 1][kComponents];
+  Barrier arrived[kStages<kBack>], filled[2], used[2];
 };
 
-// The coefficients of one feature, in the direction of time that is gone through.
-template <bool kBack>
-struct Feature {
-  const float* p;
-  const Pair *q, *eta;
-  float omega;
-
-  __device__ Pair decay(int n) const { return kBack ? conjugate(q[n]) : q[n]; }
-  __device__ Pair in(int n) const { return kBack ? conjugate(eta[n]) : Pair{p[n], 0}; }
-  __device__ Pair out(int n) const { return kBack ? Pair{p[n], 0} : eta[n]; }
-};
-
-// What a lane keeps in registers.
-struct Fragments {
-  std::uint32_t k[4];  // K by its distances from the diagonal, 8 at a time
-  Pair decay[4];       // q^kBlock of components 4 i + lane % 4
-};
-
-template <bool kBack>
-__device__ void make_q(const Feature<kBack>& f, int lane, uint4 (&to)[8][32]) {
-  const int row = lane / 4, column = lane % 4;
-#pragma unroll 1
-  for (int i = 0; i < 4; ++i) {
-    // Column `row`, component 4 i + row / 2, real or imaginary, for steps 2 column, 2 column + 1 of every 8.
-    const int n = 4 * i + row / 2;
-    const Pair q = f.decay(n), q8 = power(q, 8);
-    Pair less = multiply(f.in(n), power(q, kBack ? 2 * column + 1 : 6 - 2 * column));
-    std::uint32_t high[4], low[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const Pair more = multiply(less, q), first = kBack ? less : more, second = kBack ? more : less;
-      const int eighth = kBack ? j : 3 - j;
-      split(row % 2 == 0 ? first.re : first.im, row % 2 == 0 ? second.re : second.im, high[eighth],
-            low[eighth]);
-      less = multiply(less, q8);
-    }
-    to[2 * i][lane] = {high[0], high[1], low[0], low[1]};
-    to[2 * i + 1][lane] = {high[2], high[3], low[2], low[3]};
-  }
-}
-
-template <bool kBack>
-__device__ void make_e(const Feature<kBack>& f, int lane, uint4 (&to)[4][32]) {
-  const int row = lane / 4, column = lane % 4;
-#pragma unroll 1
-  for (int i = 0; i < 4; ++i) {
-    const int n = 4 * i + column;  // for step `row` of every 8
-    const Pair q = f.decay(n), q8 = power(q, 8);
-    Pair now = multiply(f.out(n), power(q, kBack ? 7 - row : row + 1));
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      reinterpret_cast<std::uint32_t*>(&to[kBack ? 3 - j : j][lane])[i] = pack(now.re, -now.im);
-      now = multiply(now, q8);
-    }
-  }
-}
-
-// k_l of lags row + 8 j, into shared memory.
-template <bool kBack>
-__device__ void make_kernel(const Feature<kBack>& f, int lane, float (&to)[kBlock]) {
-  const int row = lane / 4, column = lane % 4;
-  float sum[4] = {};
-#pragma unroll 1
-  for (int i = 0; i < 4; ++i) {
-    const int n = 4 * i + column;
-    const Pair q = f.q[n], q8 = power(q, 8);
-    Pair now = multiply(f.eta[n], power(q, row));
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      sum[j] += f.p[n] * now.re;
-      now = multiply(now, q8);
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    sum[j] += __shfl_xor_sync(~0u, sum[j], 1);
-    sum[j] += __shfl_xor_sync(~0u, sum[j], 2);
-    if (column == 0) to[row + 8 * j] = sum[j] + (row + j == 0 ? f.omega : 0);
-  }
-}
-
-template <bool kBack>
-__device__ Fragments make_matrices(const Feature<kBack>& f, int warp, int lane, Memory& memory) {
-  const int row = lane / 4, column = lane % 4;
-  Fragments to;
-  make_q(f, lane, memory.q[warp]);
-  make_e(f, lane, memory.e[warp]);
-  float (&kernel)[kBlock] = memory.kernel[warp];
-  make_kernel(f, lane, kernel);
-  if (lane < kComponents) make_decays(f.decay(lane), lane, memory.decays[warp]);
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // Steps 2 column, 2 column + 1 in the one direction, `row` in the other.
-    const int lag = 8 * i + (kBack ? 2 * column - row : row - 2 * column);
-    const auto at = [&](int l) { return l >= 0 ? kernel[l] : 0; };
-    to.k[i] = pack(at(lag), at(kBack ? lag + 1 : lag - 1));
-    to.decay[i] = memory.decays[warp][0][4 * i + column];
-  }
-  return to;
-}
-
-// A feature of a tile: addresses of its rows of blocks as left-hand matrices, and what is done with them. Row
-// r of the halves h of two matrices m is block 4 r + 2 m + h in the direction of time.
-template <bool kBack>
-struct Work {
-  const Memory& memory;
-  const Fragments& fragments;
-  int warp, lane;
-  std::uint32_t first;
-
-  __device__ Work(const Memory& memory_in, const Fragments& fragments_in, const Tile<kSteps>& tile)
-      : memory(memory_in), fragments(fragments_in), warp(tile.warp), lane(tile.lane) {
-    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
-    first = tile.column(warp) + (kBack ? 7 - row : row) * Tile<kSteps>::kFourBlocks +
-            (kBack ? 1 - half : half) * 2 * kBlock + 16 * eighth;
-  }
-  __device__ std::uint32_t rows(int matrix) const {
-    return first + (kBack ? 1 - matrix : matrix) * 4 * kBlock;
-  }
-
-  __device__ void read(std::uint32_t (&x)[2][2][4]) const {
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int k = 0; k < 2; ++k) load_matrices<false>(x[m][k], rows(m) + 32 * k);
-    }
-  }
-  // What each block adds to components 4 i + lane % 4.
-  __device__ void add_to_states(const std::uint32_t (&x)[2][2][4], Pair (&s)[4][kRun]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float sum[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const uint4 q = memory.q[warp][2 * i + k][lane];
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          multiply_add(sum[m], x[m][k], q.x, q.y);
-          multiply_add(sum[m], x[m][k], q.z, q.w);
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-        s[i][2 * m] = {sum[m][0], sum[m][1]}, s[i][2 * m + 1] = {sum[m][2], sum[m][3]};
-    }
-  }
-  __device__ void scan(Pair (&s)[4][kRun], Pair (&end)[4]) const {
-    const auto* const of_runs =
-        reinterpret_cast<const Pair(*)[kComponents]>(&memory.decays[warp][0][lane % 4]);
-    scan_blocks<4, 8, false>(s, fragments.decay, of_runs, end, lane);
-  }
-  // y += X K for 8 steps.
-  __device__ void add_lags(const std::uint32_t (&x)[2][2][4], int column, float (&y)[2][4]) const {
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const int upper = kBack ? 2 * k - column : column - 2 * k, lower = kBack ? upper + 1 : upper - 1;
-      if (upper < 0 && lower < 0) continue;
-      const auto part = [&](int distance) { return distance < 0 ? 0 : fragments.k[distance]; };
-#pragma unroll
-      for (int m = 0; m < 2; ++m) multiply_add(y[m], x[m][k], part(upper), part(lower));
-    }
-  }
-  // The outputs in the place of the inputs.
-  __device__ void write_outputs(const std::uint32_t (&x)[2][2][4], const Pair (&s)[4][kRun]) const {
-    std::uint32_t h[2][2][4];
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const Pair state = s[i][2 * m + half];
-          h[m][i / 2][i % 2 * 2 + half] = pack(state.re, state.im);
-        }
-      }
-    }
-#pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {  // 16 steps
-      float y[2][2][4] = {};
-#pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        add_lags(x, 2 * pair + column, y[column]);
-        const uint4 e = memory.e[warp][2 * pair + column][lane];
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          multiply_add(y[column][m], h[m][0], e.x, e.y);
-          multiply_add(y[column][m], h[m][1], e.z, e.w);
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const std::uint32_t words[4] = {pack(y[0][m][0], y[0][m][1]), pack(y[0][m][2], y[0][m][3]),
-                                        pack(y[1][m][0], y[1][m][1]), pack(y[1][m][2], y[1][m][3])};
-        store_matrices<false>(words, rows(m) + 32 * pair);
-      }
-    }
-  }
-};
-
-// The tiles of sequences first, first + apart, .. in turn, the last one of a sequence perhaps half a tile.
+// Tiles of sequences first, first + apart, .. in turn, in the direction of time that is gone through.
 template <bool kBack>
 struct Walk {
-  int sequence, apart, halves, tile = 0;
+  int sequence, apart, tiles, tile = 0;
 
-  __device__ int first_half() const { return 2 * tile; }  // in the direction of time
-  __device__ bool is_last() const { return first_half() + 2 >= halves; }
-  __device__ bool is_half() const { return first_half() + 1 == halves; }
-  __device__ int actual(int half) const { return kBack ? halves - 1 - half : half; }
-  __device__ std::int64_t first_step() const {
-    return kCemaTile * actual(first_half() + (kBack ? 1 : 0));  // may lie before the sequence
-  }
-  // Whether these kCemaTile steps of the tile, the first or the second, are there.
-  __device__ bool has(int half) const { return !is_half() || half == (kBack ? 1 : 0); }
+  __device__ int first_step() const { return kSteps * (kBack ? tiles - 1 - tile : tile); }
+  __device__ bool is_first() const { return tile == 0; }
+  __device__ bool is_last() const { return tile == tiles - 1; }
   __device__ void next() {
-    const bool end = is_last();
-    tile = end ? 0 : tile + 1;
-    sequence += end ? apart : 0;
+    sequence += is_last() ? apart : 0;
+    tile = is_last() ? 0 : tile + 1;
   }
 };
 
-// Outputs over `halves` times kCemaTile steps of features 16 blockIdx.x .. of sequences blockIdx.y,
-// blockIdx.y + gridDim.y, .., from the carried state on. tile_state [B, halves, D, N, 2] or null.
-template <bool kBack>
-__global__ void __launch_bounds__(kThreads, 1)
-    outputs(CemaShape s, CemaCoefficients c, const __grid_constant__ Boxes x, int halves,
-            const float* carry_in, float* carry_out, float* tile_state, bool has_outputs,
-            const __grid_constant__ Boxes y) {
-  if constexpr (kForHopper) {
-    extern __shared__ __align__(1024) uint4 shared[];
-    Memory& memory = *reinterpret_cast<Memory*>(shared);
-    const Tile<kSteps> tile(memory.tile);
-    const int warp = tile.warp, lane = tile.lane, N = static_cast<int>(s.N);
-    const int first_feature = static_cast<int>(blockIdx.x) * kFeatures;
-    const std::int64_t d = first_feature + warp;
-    const auto fetch = [&](const Walk<kBack>& at) {
-      if (at.sequence >= s.B) return;
-      memory.arrived.arrive_expecting(sizeof(memory.tile.rows));
-      tile.fetch(x, first_feature, at.first_step(), at.sequence, memory.arrived);
-    };
-    const auto send = [&](const Walk<kBack>& at) {
-      for (int i = 0; i < kSteps; i += kBoxSteps) {
-        if (at.has(i / static_cast<int>(kCemaTile)))
-          copy_box_back(y, first_feature, static_cast<int>(at.first_step()) + i, at.sequence,
-                        shared_address(memory.leaving) + i * 32);
-      }
-      commit_copies_back();
-    };
-    Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), halves}, last = now;
-    if (threadIdx.x == 0) {
-      memory.arrived.start(1);
-      barriers_are_started();
-      fetch(now);
-    }
-    CoefficientMemory& coefficients = memory.coefficients;
-    coefficients.read(s, c, first_feature);
-    const Feature<kBack> feature{coefficients.p[warp], coefficients.q[warp], coefficients.eta[warp],
-                                 c.omega[d]};
-    const Fragments fragments = make_matrices(feature, warp, lane, memory);
-    const Work<kBack> work(memory, fragments, tile);
+// The arrays of a launch: x, or dy and x; y or dx.
+struct Arrays {
+  Boxes in[2], out;
+  bool has_outputs;
+};
 
-    Pair end[4];
-    int phase = 0;
-    for (; now.sequence < s.B; now.next(), ++phase) {
-      const bool follows = has_outputs && phase > 0;  // the columns have the outputs of the tile `last`
-      const std::int64_t row = now.sequence * s.D + d;
-      if (now.tile == 0) read_state<4, 4>(end, lane % 4, N, carry_in, row);
-      memory.arrived.wait(phase);
-      if (threadIdx.x == 0) wait_for_copies_back();
-      __syncthreads();
-      if (follows) tile.to_rows(memory.leaving);
-      __syncwarp();  // the columns have been read
-      tile.to_columns();
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        Walk<kBack> coming = now;
-        coming.next();
-        fetch(coming);
-        if (follows) send(last);
-      }
-      std::uint32_t in[2][2][4];
-      work.read(in);
-      Pair states[4][kRun];
-      work.add_to_states(in, states);
-      work.scan(states, end);
-      const auto put = [&](float* state, std::int64_t of, const Pair& value, int n) {
-        if (n < N) *reinterpret_cast<Pair*>(state + (of * N + n) * 2) = value;
-      };
-      const int half = lane / 16;
-      if (tile_state != nullptr && lane / 4 % 4 == 0 && !(half == 1 && now.is_half())) {
-        const std::int64_t of =
-            (std::int64_t{now.sequence} * halves + now.actual(now.first_half() + half)) * s.D + d;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) put(tile_state, of, states[i][0], 4 * i + lane % 4);
-      }
-      if (carry_out != nullptr && now.is_last() && lane / 4 == (now.is_half() ? 3 : 7)) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) put(carry_out, row, end[i], 4 * i + lane % 4);
-      }
-      if (has_outputs) work.write_outputs(in, states);
+template <bool kBack>
+class Mover {
+ public:
+  __device__ Mover(Memory<kBack>& memory, const Arrays& arrays, int feature)
+      : memory_(memory),
+        arrays_(arrays),
+        feature_(feature),
+        thread_(static_cast<int>(threadIdx.x) - kWorkers) {}
+
+  // By one of the movers, when it has started the barriers.
+  __device__ void begin(Walk<kBack> at, int sequences) const {
+#pragma unroll 1
+    for (int stage = 0; stage < kStages<kBack> && at.sequence < sequences; ++stage, at.next())
+      fetch(at, stage);
+  }
+  __device__ void run(const Walk<kBack>& first, int sequences) const {
+    constexpr int kAhead = kStages<kBack>;
+    const Move<kBack, !kBack> in{thread_ / 32, thread_ % 32};
+    const Move<kBack, true> other{thread_ / 32, thread_ % 32};
+    Walk<kBack> coming = first, last = first;
+    const auto fetch_next = [&](int stage) {
+      if (thread_ == 0 && coming.sequence < sequences) fetch(coming, stage);
+      coming.next();
+    };
+    for (int stage = 0; stage < kAhead; ++stage) coming.next();
+    int i = 0;
+    for (Walk<kBack> now = first; now.sequence < sequences; now.next(), ++i) {
+      const int stage = i % kAhead, to = i % 2;
+      memory_.arrived[stage].wait(i / kAhead);
+      in.to_columns(memory_.rows[stage][0], memory_.columns[to][0]);
+      if constexpr (kBack) other.to_columns(memory_.rows[stage][1], memory_.columns[to][1]);
+      __syncwarp();
+      if (thread_ % 32 == 0) memory_.filled[to].arrive();
+      if (thread_ == 0) wait_for_copies_back();
+      named_wait(1, kMovers);  // the rows have been read, and those of the last outputs
+      fetch_next(stage);
+      if (i > 0) take_out(last, i - 1);
       last = now;
     }
-    if (!has_outputs || phase == 0) return;
-    if (threadIdx.x == 0) wait_for_copies_back();
-    __syncthreads();
-    tile.to_rows(memory.leaving);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      send(last);
-      wait_for_copies_back();
+    if (i == 0) return;
+    if (thread_ == 0) wait_for_copies_back();
+    named_wait(1, kMovers);
+    take_out(last, i - 1);
+    if (thread_ == 0) wait_for_copies_back();
+  }
+
+ private:
+  __device__ void fetch(const Walk<kBack>& at, int stage) const {
+    memory_.arrived[stage].arrive_expecting(sizeof(memory_.rows[stage]));
+#pragma unroll
+    for (int stream = 0; stream < kStreams<kBack>; ++stream) {
+#pragma unroll
+      for (int step = 0; step < kSteps; step += kBoxSteps)
+        copy_box(arrays_.in[stream], feature_, at.first_step() + step, at.sequence,
+                 shared_address(memory_.rows[stage][stream]) + step * 32, memory_.arrived[stage]);
     }
   }
+  // The outputs of the i-th tile, when they are there.
+  __device__ void take_out(const Walk<kBack>& at, int i) const {
+    memory_.used[i % 2].wait(i / 2);
+    if (!arrays_.has_outputs) return;
+    const Move<kBack, kBack> out{thread_ / 32, thread_ % 32};
+    out.to_rows(memory_.columns[i % 2][0], memory_.leaving);
+    written_for_copies();
+    named_wait(1, kMovers);
+    if (thread_ != 0) return;
+#pragma unroll
+    for (int step = 0; step < kSteps; step += kBoxSteps)
+      copy_box_back(arrays_.out, feature_, at.first_step() + step, at.sequence,
+                    shared_address(memory_.leaving) + step * 32);
+    commit_copies_back();
+  }
+
+  Memory<kBack>& memory_;
+  const Arrays& arrays_;
+  int feature_, thread_;
+};
+
+// a and b as sums of two bfloat16 numbers each, packed.
+__device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
+  high = pack(a, b);
+  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
+}
+
+// Powers 2 (lane % 4), the next, and those 8, 16 and 24 higher, of component lane / 4: to shared memory, and
+// what rounding left of them, as left-hand matrices. Added to lags with the weight p conj(eta).
+__device__ void make_powers(Pair q, Pair weight, int lane, uint4 (&to)[64], Powers& low,
+                            float (&lags)[4][2]) {
+  const Pair one{1, 0}, q2 = multiply(q, q), q4 = multiply(q2, q2), q8 = multiply(q4, q4);
+  Pair even = multiply(lane % 2 == 1 ? q2 : one, lane / 2 % 2 == 1 ? q4 : one);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Pair odd = multiply(even, q);
+    lags[i][0] += multiply(weight, even).re, lags[i][1] += multiply(weight, odd).re;
+    auto* const high = reinterpret_cast<std::uint32_t*>(to) + 64 * i + lane;
+    split(even.re, odd.re, high[0], low[i / 2][i % 2 * 2]);
+    split(even.im, odd.im, high[32], low[i / 2][i % 2 * 2 + 1]);
+    even = multiply(even, q8);
+  }
+}
+
+// A warp of workers: feature d, the `warp`-th of the thread block's.
+template <bool kBack, bool kCarried>
+class Worker {
+ public:
+  __device__ Worker(Memory<kBack>& memory, float omega)
+      : memory_(memory),
+        warp_(static_cast<int>(threadIdx.x) / 32),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        powers_(shared_address(memory.powers[warp_])) {
+    const CoefficientMemory& c = memory.coefficients;
+    const auto weight = [&](int n) {
+      const float p = c.p[warp_][n];
+      const Pair eta = c.eta[warp_][n];
+      return Pair{p * eta.re, -p * eta.im};
+    };
+    float lags[4][2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int n = component(half);
+      make_powers(nonzero(conjugate(c.q[warp_][n])), weight(n), lane_, memory.powers[warp_][half],
+                  low_powers_[half], lags);
+    }
+    float (&kernel)[kBlock] = memory.kernel[warp_];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float sum = lags[i / 2][i % 2];
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+      if (lane_ < 4) kernel[8 * (i / 2) + 2 * lane_ + i % 2] = sum + (i + lane_ == 0 ? omega : 0);
+    }
+    if (lane_ < kComponents) {
+      const Pair back = conjugate(c.q[warp_][lane_]);
+      make_decays(back, lane_, memory.decays[warp_]);
+      memory.scale[warp_][lane_] = multiply(weight(lane_), back);
+    }
+    __syncwarp();
+    const auto words = [&](int distance) {
+      const int lag = 8 * distance + 2 * (lane_ % 4) + lane_ / 4 - 7;
+      const auto at = [&](int l) { return l >= 0 ? kernel[l] : 0; };
+      return pack(at(lag), at(lag + 1));
+    };
+    memory.lags[warp_][lane_] = {words(0), words(1), words(2), words(3)};
+    __syncwarp();
+    if constexpr (!kBack) {
+      for (int pair = 0; pair < 2; ++pair) read_out_powers(pair, out_powers_[pair]);
+    }
+  }
+
+  // first [B, D, N, 2] or null: what is carried into sequence row / D.
+  __device__ void begin(const float* carried, std::int64_t row, int N) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      end_[half] = {};
+      if constexpr (kCarried) carried_[half] = {read(carried, row, half, N)};
+    }
+  }
+  // Outputs in the place of the inputs dy or x.
+  __device__ void tile(const Columns (&columns)[kStreams<kBack>], bool has_outputs) {
+    const std::uint32_t in = column(columns[0], warp_);
+    const std::uint32_t of_x = column(columns[kBack ? 1 : 0], warp_);
+    Blocks u, z;
+    if constexpr (kBack) lags_.add_blocks(of_x, in, lane_);
+    read_blocks(in, lane_, u);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Powers powers, slopes;
+      read_powers(powers_ + 1024 * half, lane_, powers);
+      const Pair(*const decays)[kComponents] = decays_of(half);
+      Run a, a_slope;
+      float sum[2][4] = {};
+      add_products(powers, u, sum);
+      if constexpr (kBack) {
+        make_slopes(powers, lane_, slopes);
+        multiply_powers(slopes, u, a_slope);
+      } else {
+        add_products(low_powers_[half], u, sum);
+      }
+      to_run(sum, a);
+      scan_blocks(a, a_slope, decays, end_[half], lane_);
+      Run carried = {}, carried_slope = {};
+      if constexpr (kCarried) scan_blocks(carried, carried_slope, decays, carried_[half], lane_);
+      if constexpr (kBack) {
+        Blocks x;
+        read_blocks(of_x, lane_, x);
+        Run s, s_slope;
+        multiply_powers(powers, x, s);
+        multiply_powers(slopes, x, s_slope);
+        Sums& sums = sums_[half];
+        Sums::add_blocks(s, s_slope, a, a_slope, sums.value, sums.slope);
+        if constexpr (kCarried)
+          Sums::add_blocks(s, s_slope, carried, carried_slope, sums.carried, sums.carried_slope);
+      }
+      const Pair scale = memory_.scale[warp_][component(half)];
+#pragma unroll
+      for (int k = 0; k < kRun; ++k) {
+        a[k] = multiply(scale, a[k]);
+        if constexpr (kCarried) a[k] = multiply_add(out_of(half), carried[k], a[k]);
+      }
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        z[half][t] = transposed(pack(a[2 * t].re, a[2 * t + 1].re));
+        z[half][2 + t] = transposed(pack(-a[2 * t].im, -a[2 * t + 1].im));
+      }
+    }
+    if (has_outputs) write_outputs(in, u, z);
+  }
+  // to [B, D, N, 2] or null: what is carried out of sequence row / D. first: the state before all steps,
+  // where backwards goes to.
+  __device__ void finish(float* to, const float* first, std::int64_t row, int N) {
+    if (lane_ % 4 != 3) return;  // has what comes after the last block
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int n = component(half);
+      if (n >= N) continue;
+      const State<kBack>& a = end_[half];
+      Pair carried{0, 0};
+      if constexpr (kCarried) carried = carried_[half].value;
+      const Pair value = in_time(multiply_add(into(half), a.value, carried));
+      if (to != nullptr) *reinterpret_cast<Pair*>(to + (row * N + n) * 2) = value;
+      if constexpr (kBack) {
+        if (first == nullptr) continue;
+        const CoefficientMemory& c = memory_.coefficients;
+        const Pair h = conjugate(read(first, row, half, N)), back = conjugate(c.q[warp_][n]);
+        OfFirst& sum = memory_.of_first[warp_][n];
+        sum.eta = multiply_add(h, multiply(back, a.value), sum.eta);
+        Pair slope = multiply(conjugate(c.eta[warp_][n]), {a.value.re + a.slope.re, a.value.im + a.slope.im});
+        if constexpr (kCarried) slope = multiply_add(1, divide(carried_[half].slope, nonzero(back)), slope);
+        sum.q = multiply_add(h, slope, sum.q);
+      }
+    }
+  }
+  // to: the feature's.
+  __device__ void write_gradients(const CemaSums& to, int N) {
+    float (&lags)[kBlock] = memory_.kernel[warp_];
+    float* const scratch = reinterpret_cast<float*>(memory_.powers[warp_]);  // which have been used
+    static_assert(kLagTiles * 16 * 8 * sizeof(float) <= sizeof(memory_.powers[0]));
+    __syncwarp();
+    lags[lane_] = lags_.sum(lane_, scratch);
+    __syncwarp();
+    if (lane_ == 0) *to.omega = lags[0];
+    const CoefficientMemory& c = memory_.coefficients;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int n = component(half);
+      const Sums sums = half == 0 ? sums_[0] : sums_[1];
+      cuda::write_gradients(sums, memory_.of_first[warp_][n], c.p[warp_][n], c.q[warp_][n], c.eta[warp_][n],
+                            lags, lane_, n, N, to);
+    }
+  }
+
+ private:
+  __device__ int component(int half) const { return kHalf * half + lane_ / 4; }
+  // From inputs to what is carried, and from there to outputs.
+  __device__ Pair into(int half) const { return coefficient(half, !kBack); }
+  __device__ Pair out_of(int half) const { return coefficient(half, kBack); }
+  __device__ Pair coefficient(int half, bool first) const {
+    const CoefficientMemory& c = memory_.coefficients;
+    const int n = component(half);
+    return first ? Pair{c.p[warp_][n], 0} : conjugate(multiply(c.eta[warp_][n], c.q[warp_][n]));
+  }
+  // States forwards are the conjugated of what is carried here.
+  __device__ static Pair in_time(Pair a) { return kBack ? a : conjugate(a); }
+  __device__ Pair read(const float* states, std::int64_t row, int half, int N) const {
+    const int n = component(half);
+    const float* const from = states + (row * N + n) * 2;
+    return states != nullptr && n < N ? in_time({from[0], from[1]}) : Pair{0, 0};
+  }
+  __device__ auto decays_of(int half) const {
+    return reinterpret_cast<const Pair(*)[kComponents]>(&memory_.decays[warp_][0][component(half)]);
+  }
+  // y += U K for 8 steps.
+  __device__ static void add_lags(const Blocks& u, const std::uint32_t (&kernel)[4], int column,
+                                  float (&y)[4]) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int upper = 2 * k + column - 3, lower = upper + 1;
+      if (lower < 0) continue;
+      const std::uint32_t blocks[4] = {u[0][2 * k], u[1][2 * k], u[0][2 * k + 1], u[1][2 * k + 1]};
+      multiply_add(y, blocks, upper < 0 ? 0 : kernel[upper], kernel[lower]);
+    }
+  }
+  // The matrices of powers as right-hand ones, for 16 steps: [half][2 column + part].
+  __device__ void read_out_powers(int pair, Powers& powers) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      load_matrices<true>(powers[half], powers_ + 1024 * half + 512 * pair + 16 * lane_);
+  }
+  __device__ void write_outputs(std::uint32_t to, Blocks& u, const Blocks& z) {
+    if constexpr (kBack) read_blocks(to, lane_, u);  // again: others had the registers
+    const std::uint32_t row = row_of_blocks(to, lane_, lane_ / 8 % 2, lane_ / 16);
+    const uint4 lags = memory_.lags[warp_][lane_];
+    const std::uint32_t kernel[4] = {lags.x, lags.y, lags.z, lags.w};
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      Powers& powers = out_powers_[pair];
+      if constexpr (kBack) read_out_powers(pair, powers);
+      float y[2][4] = {};
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        add_lags(u, kernel, 2 * pair + column, y[column]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          multiply_add(y[column], z[half], powers[half][2 * column], powers[half][2 * column + 1]);
+      }
+      const std::uint32_t words[4] = {pack(y[0][0], y[0][1]), pack(y[0][2], y[0][3]), pack(y[1][0], y[1][1]),
+                                      pack(y[1][2], y[1][3])};
+      store_matrices<false>(words, row + 32 * pair);
+    }
+  }
+
+  Memory<kBack>& memory_;
+  int warp_, lane_;
+  std::uint32_t powers_;
+  Powers out_powers_[2], low_powers_[2];  // forwards there are registers for them
+  State<kBack> end_[2], carried_[kCarried ? 2 : 1];
+  Sums sums_[2];
+  Lags lags_;
+};
+
+// Of features 16 blockIdx.x .., over sequences blockIdx.y, blockIdx.y + gridDim.y, ..
+template <bool kBack, bool kCarried>
+__global__ void __launch_bounds__(kThreads, 1)
+    blocks(CemaShape s, CemaCoefficients c, const __grid_constant__ Arrays arrays, int tiles,
+           const float* carry_in, float* carry_out, CemaSums to) {
+  if constexpr (kForHopper) {
+    extern __shared__ __align__(1024) uint4 shared[];
+    auto& memory = *reinterpret_cast<Memory<kBack>*>(shared);
+    const int first_feature = static_cast<int>(blockIdx.x) * kFeatures,
+              thread = static_cast<int>(threadIdx.x);
+    const int sequences = static_cast<int>(s.B), N = static_cast<int>(s.N);
+    Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), tiles};
+    const Mover<kBack> mover(memory, arrays, first_feature);
+    if (thread == kWorkers) {
+      for (Barrier& barrier : memory.arrived) barrier.start(1);
+      for (int i = 0; i < 2; ++i) memory.filled[i].start(kMovers / 32), memory.used[i].start(kFeatures);
+      barriers_are_started();
+      mover.begin(now, sequences);
+    }
+    memory.coefficients.read(s, c, first_feature);
+    if constexpr (kBack) {
+      if (thread < kFeatures * kComponents) memory.of_first[thread / kComponents][thread % kComponents] = {};
+    }
+    __syncthreads();
+    if (thread >= kWorkers) {
+      give_registers<32>();
+      mover.run(now, sequences);
+    } else {
+      take_registers<112>();
+      const int warp = thread / 32;
+      const std::int64_t d = first_feature + warp;
+      Worker<kBack, kCarried> worker(memory, c.omega[d]);
+      for (int i = 0; now.sequence < sequences; now.next(), ++i) {
+        const std::int64_t row = now.sequence * s.D + d;
+        if (now.is_first()) worker.begin(carry_in, row, N);
+        memory.filled[i % 2].wait(i / 2);
+        worker.tile(memory.columns[i % 2], arrays.has_outputs);
+        __syncwarp();
+        if (thread % 32 == 0) memory.used[i % 2].arrive();
+        if (now.is_last()) worker.finish(carry_out, c.h0, row, N);
+      }
+      if constexpr (kBack) {
+        const std::int64_t of_row = blockIdx.y * to.apart;
+        worker.write_gradients({to.q + of_row + 2 * d * N, to.eta + of_row + 2 * d * N, to.p + of_row + d * N,
+                                to.omega + of_row + d, to.apart},
+                               N);
+      }
+    }
+  }
+}
+
+template <bool kBack, bool kCarried>
+void launch(const CemaShape& s, const CemaCoefficients& c, const Arrays& arrays, const float* carry_in,
+            float* carry_out, const CemaSums& to, cudaStream_t stream) {
+  const auto kernel = blocks<kBack, kCarried>;
+  allow_shared_memory(kernel, sizeof(Memory<kBack>));
+  const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
+  kernel<<<grid, kThreads, sizeof(Memory<kBack>), stream>>>(s, c, arrays, static_cast<int>(s.L / kCemaTile),
+                                                            carry_in, carry_out, to);
 }
 
 }  // namespace
@@ -356,7 +454,7 @@ bool has_cema_blocks() {
 // As many as end soonest on a large device, where a thread block has a multiprocessor for itself and prepares
 // for as long as kPrepared tiles take.
 std::int64_t cema_block_groups(const CemaShape& s) {
-  constexpr std::int64_t kMultiprocessors = 132, kPrepared = 4;
+  constexpr std::int64_t kMultiprocessors = 132, kPrepared = 8;
   const std::int64_t tiles = ceil_div(s.L, kSteps);
   std::int64_t best = 1, least = 0;
   for (std::int64_t groups = 1; groups <= s.B; ++groups) {
@@ -367,15 +465,20 @@ std::int64_t cema_block_groups(const CemaShape& s) {
   return best;
 }
 
-void cema_blocks(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x, bool backwards,
-                 const float* carry_in, float* carry_out, float* tile_state, Bfloat16* y,
+void cema_blocks(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x, Bfloat16* y, float* h_last,
                  cudaStream_t stream) {
-  const auto kernel = backwards ? outputs<true> : outputs<false>;
-  allow_shared_memory(kernel, sizeof(Memory));
-  const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
-  kernel<<<grid, kThreads, sizeof(Memory), stream>>>(
-      s, c, make_boxes(s, x), static_cast<int>(s.L / kCemaTile), carry_in, carry_out, tile_state,
-      y != nullptr, make_boxes(s, y != nullptr ? y : x));
+  const Boxes in = make_boxes(s, x);
+  const Arrays arrays{{in, in}, y != nullptr ? make_boxes(s, y) : in, y != nullptr};
+  const auto run = c.h0 != nullptr ? launch<false, true> : launch<false, false>;
+  run(s, c, arrays, c.h0, h_last, {}, stream);
+}
+
+void cema_blocks_backward(const CemaShape& s, const CemaCoefficients& c, const Bfloat16* x,
+                          const Bfloat16* dy, const float* dh_last, Bfloat16* dx, float* dh0,
+                          const CemaSums& sums, cudaStream_t stream) {
+  const Arrays arrays{{make_boxes(s, dy), make_boxes(s, x)}, make_boxes(s, dx), true};
+  const auto run = dh_last != nullptr ? launch<true, true> : launch<true, false>;
+  run(s, c, arrays, dh_last, dh0, sums, stream);
 }
 
 }  // namespace megalodon::ops::cuda

@@ -8,18 +8,15 @@
 #include "ops/cuda_mma.h"
 
 // The pieces of CEMA in blocks (cuda_blocks.cu): complex numbers, coefficients, tiles of steps in shared
-// memory and the scan of the states over the blocks. A thread block has kFeatures features, a warp each.
+// memory and the scan of the states over the blocks. A thread block has kFeatures features, a warp of workers
+// each, and warps of movers.
 namespace megalodon::ops::cuda {
 
-inline constexpr int kBlock = 32;  // steps
-inline constexpr int kFeatures = static_cast<int>(kCemaTileFeatures), kThreads = 32 * kFeatures;
+inline constexpr int kBlock = 32, kSteps = static_cast<int>(kCemaTile), kRun = 4;  // steps, steps, blocks
+inline constexpr int kFeatures = static_cast<int>(kCemaTileFeatures);
 inline constexpr int kComponents = static_cast<int>(kMostBlockComponents);
-
-// a and b as sums of two bfloat16 numbers each, packed.
-__device__ inline void split(float a, float b, std::uint32_t& high, std::uint32_t& low) {
-  high = pack(a, b);
-  low = pack(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000));
-}
+inline constexpr int kHalf = kComponents / 2;  // a lane has components lane / 4 of both halves
+inline constexpr int kWorkers = 32 * kFeatures, kMovers = 128, kThreads = kWorkers + kMovers;
 
 struct Pair {
   float re, im;
@@ -33,39 +30,44 @@ __device__ inline Pair multiply(Pair a, Pair b) {
 __device__ inline Pair multiply_add(Pair a, Pair b, Pair c) {
   return {c.re + a.re * b.re - a.im * b.im, c.im + a.re * b.im + a.im * b.re};
 }
+__device__ inline Pair multiply_add(float a, Pair b, Pair c) {
+  return {c.re + a * b.re, c.im + a * b.im};
+}
+// Of no effect beside numbers of any use, but to be divided by.
+__device__ inline Pair nonzero(Pair x) {
+  return fabsf(x.re) < 1e-30F && fabsf(x.im) < 1e-30F ? Pair{1e-30F, 0} : x;
+}
+__device__ inline Pair divide(Pair a, Pair b) {
+  const float size = hypotf(b.re, b.im);
+  return multiply({a.re / size, a.im / size}, {b.re / size, -b.im / size});
+}
 
-// exponent in 0 .. 31
 __device__ inline Pair power(Pair q, int exponent) {
   Pair result{1, 0};
-#pragma unroll
-  for (int bit = 0; bit < 5; ++bit) {
-    if ((exponent >> bit) % 2 == 1) result = multiply(result, q);
+#pragma unroll 1
+  for (; exponent > 0; exponent /= 2) {
+    if (exponent % 2 == 1) result = multiply(result, q);
     q = multiply(q, q);
   }
   return result;
 }
 
-// Decays of a feature's components over a block, then over 1, 2, 4, .. runs of blocks, and, last, zero.
-template <int kPowers>
-using Decays = Pair[kPowers + 2][kComponents];
+// Of a feature's components: decays over a block, and over one and two runs of blocks.
+using Decays = Pair[3][kComponents];
 
-// Those of component n, for runs of four blocks. In float64 between: states are multiplied with them along
-// the sequence.
-template <int kRows>
-__device__ void make_decays(Pair q, int n, Pair (&to)[kRows][kComponents]) {
+// Those of component n. In float64 between: states are multiplied with them along the sequence.
+__device__ inline void make_decays(Pair q, int n, Decays& to) {
   double re = q.re, im = q.im;
-  const auto square = [&](int times) {
+  static_assert(kBlock == 1 << 5 && kRun == 1 << 2);
 #pragma unroll 1
-    for (int i = 0; i < times; ++i) {
+  for (int row = 0; row < 3; ++row) {
+#pragma unroll 1
+    for (int i = row == 0 ? 5 : row == 1 ? 2 : 1; i > 0; --i) {
       const double next = re * re - im * im;
       im = 2 * re * im, re = next;
     }
-    return Pair{static_cast<float>(re), static_cast<float>(im)};
-  };
-  static_assert(kBlock == 1 << 5);
-#pragma unroll 1
-  for (int row = 0; row < kRows - 1; ++row) to[row][n] = square(row == 0 ? 5 : row == 1 ? 2 : 1);
-  to[kRows - 1][n] = {0, 0};
+    to[row][n] = {static_cast<float>(re), static_cast<float>(im)};
+  }
 }
 
 // The coefficients of a thread block's features in shared memory, components past N zero.
@@ -82,139 +84,168 @@ struct CoefficientMemory {
       q[feature][n] = there ? Pair{c.q[2 * from], c.q[2 * from + 1]} : Pair{0, 0};
       eta[feature][n] = there ? Pair{c.eta[2 * from], c.eta[2 * from + 1]} : Pair{0, 0};
     }
-    __syncthreads();
   }
 };
 
-// A tile of kSteps steps in shared memory: `rows` [step, feature] as on the device, where the 16-byte halves
-// of steps 4 .. 7 of 8 have changed places, and `columns` [feature, step], where 16 bytes follow every four
-// blocks and features start at different banks. A warp moves the same kOwn steps between the two, all
-// features.
-template <int kSteps>
-struct Tile {
-  static constexpr int kOwn = kSteps / kFeatures;
-  static constexpr int kFourBlocks = 4 * kBlock * 2 + 16;  // bytes
-  static constexpr int kColumn = (kSteps / (4 * kBlock) * kFourBlocks + 127) / 128 * 128 + 128;
-  using Rows = uint4[2 * kSteps];
-  struct Memory {
-    Rows rows;
-    uint4 columns[kFeatures * kColumn / 16];
-  };
+// A tile [step, feature] as on the device, where the 16-byte halves of steps 4 .. 7 of 8 have changed places.
+using Rows = uint4[2 * kSteps];
+// The same as [feature, block, step]. 16 bytes follow every four blocks, and features start at different
+// banks.
+inline constexpr int kFourBlocks = 4 * kBlock * 2 + 16;  // bytes
+inline constexpr int kColumn = (kSteps / (4 * kBlock) * kFourBlocks + 127) / 128 * 128 + 128;
+using Columns = uint4[kFeatures * kColumn / 16];
 
-  int warp, lane;
-  std::uint32_t rows, columns;
-
-  __device__ Tile(const Memory& memory)
-      : warp(static_cast<int>(threadIdx.x) / 32),
-        lane(static_cast<int>(threadIdx.x) % 32),
-        rows(shared_address(memory.rows)),
-        columns(shared_address(memory.columns)) {}
-
-  __device__ std::uint32_t column(int feature) const {
-    return columns + feature * kColumn + 16 * (feature % 8);
-  }
-  // The lane's row of four matrices of 8 x 8 numbers: of 8 features, then of the others, of 8 steps, then of
-  // the next. The warp's first 16 steps.
-  __device__ std::uint32_t in_rows(std::uint32_t of) const {
-    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
-    return of + (warp * kOwn + 8 * eighth + row) * 32 + (half ^ (row / 4)) * 16;
-  }
-  __device__ std::uint32_t in_columns() const {
-    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
-    return column(8 * half + row) + warp * kOwn / (4 * kBlock) * kFourBlocks +
-           warp * kOwn % (4 * kBlock) * 2 + 16 * eighth;
-  }
-
-  // Starts the copies of steps `step` on of a sequence. By one thread.
-  __device__ void fetch(const Boxes& x, std::int64_t feature, std::int64_t step, std::int64_t sequence,
-                        Barrier& barrier) const {
-#pragma unroll
-    for (int i = 0; i < kSteps; i += kBoxSteps)
-      copy_box(x, static_cast<int>(feature), static_cast<int>(step) + i, static_cast<int>(sequence),
-               rows + i * 32, barrier);
-  }
-  // The warp's steps of rows, which have arrived, into the columns.
-  __device__ void to_columns() const {
-    const std::uint32_t from = in_rows(rows), to = in_columns();
-#pragma unroll
-    for (int i = 0; i < kOwn / 16; ++i) {
-      std::uint32_t words[4];
-      load_matrices<false>(words, from + i * 512);
-      store_matrices<true>(words, to + i * 32);
-    }
-  }
-  // The warp's steps of the columns into rows that are then copied to the device.
-  __device__ void to_rows(const Rows& leaving) const {
-    const std::uint32_t from = in_columns(), to = in_rows(shared_address(leaving));
-#pragma unroll
-    for (int i = 0; i < kOwn / 16; ++i) {
-      std::uint32_t words[4];
-      load_matrices<true>(words, from + i * 32);
-      store_matrices<false>(words, to + i * 512);
-    }
-    written_for_copies();
-  }
-};
-
-// Components first, first + kApart, .. of a state.
-template <int kCount, int kApart>
-__device__ void read_state(Pair (&state)[kCount], int first, int N, const float* states, std::int64_t row) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const int n = first + i * kApart;
-    const float* const from = states + (row * N + n) * 2;
-    state[i] = states != nullptr && n < N ? Pair{from[0], from[1]} : Pair{0, 0};
-  }
+__device__ inline std::uint32_t column(const Columns& columns, int feature) {
+  return shared_address(columns) + feature * kColumn + 16 * (feature % 8);
 }
 
-// s[i][k], what block k of this lane's run adds to component i, becomes the state before that block. The runs
-// follow each other from lane to lane, kApart apart, kLanes in all; kBack: from the last run and block to the
-// first, with the conjugated decays. `end` in the last lane is the state before the first run, and becomes in
-// each lane that after its run. of_runs: Decays from the lane's first component on, every fourth; of_block: a
-// copy of their first row.
-template <int kApart, int kLanes, bool kBack, int kCount, int kRun>
-__device__ void scan_blocks(Pair (&s)[kCount][kRun], const Pair (&of_block)[kCount],
-                            const Pair (*of_runs)[kComponents], Pair (&end)[kCount], int lane) {
-  constexpr int kPowers = kLanes == 8 ? 3 : 2;
-  static_assert(1 << kPowers == kLanes);
-  const int here = lane / kApart % kLanes, place = kBack ? kLanes - 1 - here : here;
-  const int before_lane = lane + ((here + (kBack ? 1 : kLanes - 1)) % kLanes - here) * kApart;
-  const auto block = [](int k) { return kBack ? kRun - 1 - k : k; };
-  const auto decay = [](Pair of) { return kBack ? conjugate(of) : of; };
-  const auto of_earlier = [](float x, int lanes) {
-    return kBack ? __shfl_down_sync(~0u, x, lanes, kApart * kLanes)
-                 : __shfl_up_sync(~0u, x, lanes, kApart * kLanes);
-  };
-  Pair before[kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    Pair sum = s[i][block(0)];
-#pragma unroll
-    for (int k = 1; k < kRun; ++k) sum = multiply_add(decay(of_block[i]), sum, s[i][block(k)]);
-    if (place == kLanes - 1) sum = end[i];
-    before[i] = {__shfl_sync(~0u, sum.re, before_lane), __shfl_sync(~0u, sum.im, before_lane)};
+// Moves a tile between rows and columns, a warp of the movers four blocks. Columns may have the blocks, or
+// the steps of each block, in the opposite order.
+template <bool kBlocksBack, bool kStepsBack>
+struct Move {
+  static_assert(kMovers / 32 * 4 * kBlock == kSteps);
+  static constexpr int kTogether = 2;  // instructions on their way
+
+  int warp, lane;  // of the movers
+
+  // The lane's row of four matrices of 8 x 8 numbers: of 8 features, then of the others, of 8 steps, then of
+  // the next.
+  __device__ std::uint32_t in_rows(const Rows& rows) const {
+    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16, step = kStepsBack ? 7 - row : row;
+    return shared_address(rows) + (4 * kBlock * warp + 8 * eighth + step) * 32 + (half ^ (step / 4)) * 16;
   }
-#pragma unroll
-  for (int j = 0; j < kPowers; ++j) {
-    const int row = place >= 1 << j ? j + 1 : kPowers + 1;  // nothing is earlier than the first lanes
-    Pair earlier[kCount];
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      earlier[i] = {of_earlier(before[i].re, kApart << j), of_earlier(before[i].im, kApart << j)};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      before[i] = multiply_add(decay(of_runs[row][4 * i]), earlier[i], before[i]);
+  __device__ std::uint32_t in_columns(const Columns& columns) const {
+    const int row = lane % 8, half = lane / 8 % 2, eighth = lane / 16;
+    return column(columns, 8 * half + row) + (kBlocksBack ? 3 - warp : warp) * kFourBlocks +
+           16 * (kStepsBack ? 1 - eighth : eighth);
   }
+  // Bytes from there to the i-th 16 steps.
+  __device__ static constexpr int further(int i) {
+    return (kBlocksBack ? 3 - i / 2 : i / 2) * 2 * kBlock + (kStepsBack ? 1 - i % 2 : i % 2) * 32;
+  }
+  __device__ void to_columns(const Rows& rows, const Columns& columns) const {
+    const std::uint32_t from = in_rows(rows), to = in_columns(columns);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
+    for (int first = 0; first < 8; first += kTogether) {
+      std::uint32_t words[kTogether][4];
 #pragma unroll
-    for (int k = 0; k < kRun; ++k) {
-      const Pair after = multiply_add(decay(of_block[i]), before[i], s[i][block(k)]);
-      s[i][block(k)] = before[i];
-      before[i] = after;
+      for (int i = 0; i < kTogether; ++i) load_matrices<false>(words[i], from + (first + i) * 512);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) store_matrices<true>(words[i], to + further(first + i));
     }
-    end[i] = before[i];
   }
+  __device__ void to_rows(const Columns& columns, const Rows& rows) const {
+    const std::uint32_t from = in_columns(columns), to = in_rows(rows);
+#pragma unroll
+    for (int first = 0; first < 8; first += kTogether) {
+      std::uint32_t words[kTogether][4];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) load_matrices<true>(words[i], from + further(first + i));
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) store_matrices<false>(words[i], to + (first + i) * 512);
+    }
+  }
+};
+
+// Matrices of 8 blocks x 8 steps of a feature: those of steps 8 i .. and, in rows 2 c and 2 c + 1, blocks 4 c
+// + 2 t and the next. Lane 8 j + r has row r of the one that is wanted j-th.
+__device__ inline std::uint32_t row_of_blocks(std::uint32_t column, int lane, int t, int i) {
+  const int row = lane % 8;
+  return column + (row / 2) * kFourBlocks + (2 * t + row % 2) * 2 * kBlock + i * 16;
+}
+
+using Blocks = std::uint32_t[2][4];  // words by t and i
+__device__ inline void read_blocks(std::uint32_t column, int lane, Blocks& words) {
+  const std::uint32_t from = row_of_blocks(column, lane, 0, lane / 8);
+#pragma unroll
+  for (int t = 0; t < 2; ++t) load_matrices<false>(words[t], from + t * 4 * kBlock);
+}
+// The matrix q^e [8 components, e], the real above the imaginary parts, for e 0 .. 15 and 16 .. 31.
+using Powers = std::uint32_t[2][4];
+using Run = Pair[kRun];  // of a component, the blocks 4 (lane % 4) ..
+
+// In shared memory a half's take 1024 bytes, matrices of 8 x 8 in the order e / 8, part.
+__device__ inline void read_powers(std::uint32_t from, int lane, Powers& powers) {
+#pragma unroll
+  for (int k = 0; k < 2; ++k) load_matrices<false>(powers[k], from + k * 512 + lane * 16);
+}
+// e q^e
+__device__ inline void make_slopes(const Powers& powers, int lane, Powers& slopes) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto e = static_cast<float>(8 * i + 2 * (lane % 4));
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const int word = i % 2 * 2 + part;
+      slopes[i / 2][word] = multiply_pairs(powers[i / 2][word], pack(e, e + 1));
+    }
+  }
+}
+__device__ inline void add_products(const Powers& powers, const Blocks& blocks, float (&sum)[2][4]) {
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+#pragma unroll
+    for (int t = 0; t < 2; ++t) multiply_add(sum[t], powers[k], blocks[t][2 * k], blocks[t][2 * k + 1]);
+  }
+}
+__device__ inline void to_run(const float (&sum)[2][4], Run& run) {
+#pragma unroll
+  for (int t = 0; t < 2; ++t) run[2 * t] = {sum[t][0], sum[t][2]}, run[2 * t + 1] = {sum[t][1], sum[t][3]};
+}
+__device__ inline void multiply_powers(const Powers& powers, const Blocks& blocks, Run& run) {
+  float sum[2][4] = {};
+  add_products(powers, blocks, sum);
+  to_run(sum, run);
+}
+
+// A state sum_t q^t u_t, t steps back from a block, and where kSlope its slope sum_t t q^t u_t.
+template <bool kSlope>
+struct State {
+  Pair value{0, 0}, slope{0, 0};
+
+  // After `steps` in which it decays and which add `more`.
+  __device__ State after(Pair decay, float steps, const State& more) const {
+    State to;
+    if constexpr (kSlope) to.slope = multiply_add(decay, multiply_add(steps, value, slope), more.slope);
+    to.value = multiply_add(decay, value, more.value);
+    return to;
+  }
+  template <class F>
+  __device__ State through(F&& f) const {
+    State to{{f(value.re), f(value.im)}};
+    if constexpr (kSlope) to.slope = {f(slope.re), f(slope.im)};
+    return to;
+  }
+};
+
+// What each block adds becomes the state before that block. The runs of blocks follow each other in the four
+// lanes of a component. `end` in the last lane is the state before the first run, and becomes in each lane
+// that after its run. decays: from the component on.
+template <bool kSlope>
+__device__ inline void scan_blocks(Run& value, Run& slope, const Pair (*decays)[kComponents],
+                                   State<kSlope>& end, int lane) {
+  const int place = lane % 4;
+  const Pair of_block = *decays[0];
+  State<kSlope> sum{value[0], slope[0]};
+#pragma unroll
+  for (int k = 1; k < kRun; ++k) sum = sum.after(of_block, kBlock, {value[k], slope[k]});
+  if (place == 3) sum = end;
+  State<kSlope> before =
+      sum.through([&](float x) { return __shfl_sync(~0u, x, lane - place + (place + 3) % 4); });
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const auto earlier = before.through([&](float x) { return __shfl_up_sync(~0u, x, 1 << j, 4); });
+    Pair decay = *decays[j + 1];
+    if (place < 1 << j) decay = {0, 0};  // nothing is earlier than the first lanes
+    before = earlier.after(decay, kBlock * kRun << j, before);
+  }
+#pragma unroll
+  for (int k = 0; k < kRun; ++k) {
+    const auto after = before.after(of_block, kBlock, {value[k], slope[k]});
+    value[k] = before.value, slope[k] = before.slope;
+    before = after;
+  }
+  end = before;
 }
 
 }  // namespace megalodon::ops::cuda
