@@ -19,7 +19,7 @@ struct TensorMapShape {
   CUtensorMapL2promotion promotion;
 };
 
-// Throws where the driver knows no such maps; `op` is named.
+// Throws where the driver makes no such map; `op` is named.
 inline CUtensorMap tensor_map(const char* op, const Bfloat16* data, const TensorMapShape& s) {
   static const auto encode = [] {
     void* function = nullptr;
@@ -33,12 +33,16 @@ inline CUtensorMap tensor_map(const char* op, const Bfloat16* data, const Tensor
   const cuuint64_t strides[2] = {size(s.strides[0]) * sizeof(Bfloat16),
                                  size(s.strides[1]) * sizeof(Bfloat16)};
   const cuuint32_t box[3] = {length(s.box[0]), length(s.box[1]), length(s.box[2])}, every[3] = {1, 1, 1};
+  [[maybe_unused]] static const thread_local auto has_context = cudaFree(nullptr);  // as the driver wants
   CUtensorMap map{};
-  if (encode == nullptr || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bfloat16*>(data),
-                                  sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, s.swizzle,
-                                  s.promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
-    throw std::runtime_error(std::string("[") + op +
-                             "] no tensor map: the CUDA driver is too old for this device");
+  const auto result = encode == nullptr
+                          ? CUDA_ERROR_NOT_SUPPORTED
+                          : encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bfloat16*>(data),
+                                   sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, s.swizzle,
+                                   s.promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw std::runtime_error(std::string("[") + op + "] the CUDA driver makes no tensor map (error " +
+                             std::to_string(result) + "): is it older than the device?");
   }
   return map;
 }

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "ops/testing.h"
 
 namespace megalodon::ops {
@@ -158,6 +160,16 @@ TEST(Cema, TwoRunsGiveTheSameBits) {
   };
   expect_same(90, 40, at::kFloat);
   expect_same(1600, 32, at::kBFloat16);
+}
+
+// On a GPU the first that a thread does.
+TEST(Cema, WorksInANewThread) {
+  const auto x = testing::random({2, 512, 16}, at::kBFloat16);
+  const auto c = coefficients(16, 4, at::kFloat);
+  const auto want = cema(x, c[0], c[1], c[2], c[3]).y;
+  at::Tensor got;
+  std::thread([&] { got = cema(x, c[0], c[1], c[2], c[3]).y; }).join();
+  EXPECT_TRUE(at::equal(got, want));
 }
 
 TEST(Cema, NamesWhatDoesNotFit) {
