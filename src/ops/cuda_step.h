@@ -32,29 +32,56 @@ __device__ inline unsigned cluster_size() {
   return 1;
 #endif
 }
-// What the cluster's threads wrote to their blocks' shared memory before it, they read of each other's after.
-// (By default a barrier of a cluster waits for what was written to global memory too.)
-__device__ inline void cluster_sync() {
+// A barrier of the cluster in two parts. What the cluster's threads wrote to their blocks' shared memory
+// before they arrived, they read of each other's after the wait. (By default a barrier of a cluster waits for
+// what was written to global memory too.)
+__device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
-  asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait;" ::: "memory");
 #else
   __syncthreads();
 #endif
 }
-// The float at `mine` of this block's shared memory in that of another block of the cluster.
-__device__ inline float read_of_block(const float* mine, unsigned block) {
+__device__ inline void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+// What lies at `mine` of this block's shared memory in that of another block of the cluster.
 #if __CUDA_ARCH__ >= 900
+__device__ inline unsigned address_in_block(const void* mine, unsigned block) {
   const auto local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
   unsigned remote;
-  float value;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
-  return value;
-#else
-  return *mine;
-#endif
+  return remote;
 }
+__device__ inline float read_of_block(const float* mine, unsigned block) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];"
+               : "=f"(value)
+               : "r"(address_in_block(mine, block))
+               : "memory");
+  return value;
+}
+__device__ inline double2 read_of_block(const double2* mine, unsigned block) {
+  double2 value;
+  asm volatile("ld.shared::cluster.v2.f64 {%0, %1}, [%2];"
+               : "=d"(value.x), "=d"(value.y)
+               : "r"(address_in_block(mine, block))
+               : "memory");
+  return value;
+}
+#else
+template <class T>
+__device__ T read_of_block(const T* mine, unsigned) {
+  return *mine;
+}
+#endif
 
 inline bool is_hopper() {
   static const bool yes = [] {
