@@ -11,14 +11,14 @@
 
 namespace megalodon::ops {
 namespace {
-using Mask = std::optional<at::Tensor>;
+using Optional = std::optional<at::Tensor>;
 using Tensors4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Tensors6 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                      const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
-                     const Mask& padding_mask, double eps, bool keep_steps) {
+                     const Optional& padding_mask, double eps, bool keep_steps) {
   const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), mean.size(1)};
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), bias_ = bias.contiguous();
   const auto count_ = count.contiguous(), mean_ = mean.contiguous(), var_ = var.contiguous();
@@ -70,7 +70,7 @@ Tensors4 run_step(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 }
 
 Tensors4 infer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& count,
-               const at::Tensor& mean, const at::Tensor& var, const Mask& padding_mask, double eps) {
+               const at::Tensor& mean, const at::Tensor& var, const Optional& padding_mask, double eps) {
   const int64_t features = x.size(2) / mean.size(1);
   if (x.size(1) == 1 && !padding_mask && features >= 2 && features <= cuda::kMostNormStepFeatures)
     return run_step(x, weight, bias, count, mean, var, eps);
@@ -81,20 +81,22 @@ Tensors4 infer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
 
 Tensors6 forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                  const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
-                 const Mask& padding_mask, double eps) {
+                 const Optional& padding_mask, double eps) {
   return run_forward(x, weight, bias, count, mean, var, padding_mask, eps, true);
 }
 
 Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& last_count,
-                  const Mask& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
-                  const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var,
+                  const Optional& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
+                  const at::Tensor& dy, const Optional& d_last_mean, const Optional& d_last_var,
                   at::TensorList added) {
   const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), step_mean.size(1)};
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), dy_ = dy.contiguous();
   const auto count_ = last_count.contiguous();
-  const auto d_last_mean_ = d_last_mean.contiguous(), d_last_var_ = d_last_var.contiguous();
+  const auto d_last_mean_ = d_last_mean ? d_last_mean->contiguous() : at::Tensor(),
+             d_last_var_ = d_last_var ? d_last_var->contiguous() : at::Tensor();
   const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
-  const auto dx = at::empty_like(x_), d_mean = at::empty_like(d_last_mean_), d_var = at::empty_like(d_mean);
+  const auto dx = at::empty_like(x_), d_mean = at::empty({shape.B, shape.G}, step_mean.options()),
+             d_var = at::empty_like(d_mean);
   std::array<at::Tensor, 2> added_;
   TORCH_CHECK(added.size() <= added_.size() && (added.empty() || !padding_mask),
               "timestep_norm_backward: expected at most two gradients to add, and no mask beside them");

@@ -19,6 +19,7 @@ template <class T>
 struct TimestepNormAdded {
   const T *first, *second;
 };
+// a.d_last_mean and a.d_last_var may be null: none.
 // sums [B, units, 2, D]: the gradients of weight and bias over the steps of each unit of the kernel, instead
 // of a.d_weight and a.d_bias.
 template <class T>
