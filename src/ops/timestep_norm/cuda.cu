@@ -21,19 +21,26 @@ using namespace chains;
 constexpr int kBlocks = 2;                          // of a multiprocessor
 constexpr int kForwardRows = 8, kBackwardRows = 4;  // of a thread in a tile
 
-// y = ((x - mean) rstd + rest) (1 + weight) + bias: mean is center + distance rounded, rest the rounding.
-union ForwardStep {
-  struct Alone {
+// Of a step and group: of its features alone, then the sums of the tile's steps until it, with it.
+union StepSums {
+  struct Moments {
     float first, distance, variance;  // mean = first + distance
-  } alone;                            // of the step's features
-  Sums sums;                          // of the tile's steps until it, with it
-  struct {
-    float mean, rstd, rest;
-  } all;  // of all steps until it
+  } moments;
+  struct Products {
+    float h, hu;  // sums of h and h (x - mean), h = dy (1 + weight)
+  } products;
+  Sums sums;
 };
-// dx = h rstd + slope (x - mean) + constant, h = dy (1 + weight).
-struct alignas(16) BackwardStep {
-  float distance, rstd, slope, constant;  // the last two: the sums of h (x - mean) and h until then
+// y = ((x - mean) rstd + rest) (1 + weight) + bias: mean is center + distance rounded, rest the rounding.
+struct Normal {
+  float mean, rstd, rest;
+};
+// dx = h rstd + slope (x - mean) + constant
+struct alignas(8) KnownStep {
+  float distance, rstd;
+};
+struct alignas(8) Line {
+  float slope, constant;
 };
 
 template <class T, int V, bool kKept>
@@ -42,7 +49,7 @@ constexpr int kForwardPacks = kKept ? kForwardRows * 32 : 0;  // of a tile
 template <class T, int V, bool kKept>
 std::size_t forward_bytes(const Plan& plan) {
   return kWarps * (kStages * kForwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
-                   2 * sizeof(ForwardStep) * count_steps(plan)) +
+                   (sizeof(StepSums) + sizeof(Normal)) * count_steps(plan)) +
          Chain::bytes(plan);
 }
 
@@ -53,15 +60,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   constexpr int kPacks = kForwardPacks<T, V, kKept>;
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  auto* const steps = reinterpret_cast<ForwardStep*>(packs + kWarps * kStages * kPacks);
+  const Chain chain(plan, at.unit, packs + kWarps * kStages * kPacks);
+  auto* const step_sums = static_cast<StepSums*>(chain.end());
   const int steps_of_tile = count_steps(plan);
-  const Chain chain(plan, at.unit, steps + kWarps * 2 * steps_of_tile);
+  const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
+  const StepArray normal_of(
+      reinterpret_cast<Normal*>(step_sums + kWarps * steps_of_tile) + at.warp() * steps_of_tile, plan);
   const Features<T, V, kForwardRows, kKept> x(a.x, s, plan, at, packs + at.warp() * kStages * kPacks);
   const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, false); };
   const auto place_of = [&](int round) { return round % kStages * kPacks; };
-  const auto steps_of = [&](int round) {
-    return StepArray(steps + (at.warp() * 2 + round % 2) * steps_of_tile, plan);
-  };
 
   wait_for_previous();
   const std::int64_t prior = a.count[at.b];
@@ -87,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   // The statistics of a row and group alone: of the lane's row, about its first feature, which is as near as
   // any; or of all rows of the tile, about the mean.
   const bool is_narrow = kKept && plan.is_narrow();
-  const auto row_alone = [&](int place, int g) {
+  const auto row_moments = [&](int place, int g) {
     const auto* const row = x.row(place, at.lane());
     const int swizzle = at.lane() % 8, of_group = g << plan.lane_bits;
     const float first = to_float(row[of_group ^ swizzle].value[0]);
@@ -103,10 +110,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
     const float distance = (sums[0] + sums[1]) * plan.scale;
-    return ForwardStep::Alone{first, distance,
-                              fmaxf(fmaf(-distance, distance, (squares[0] + squares[1]) * plan.scale), 0)};
+    return StepSums::Moments{first, distance,
+                             fmaxf(fmaf(-distance, distance, (squares[0] + squares[1]) * plan.scale), 0)};
   };
-  const auto sum_rows = [&](const Tile& tile, int place, const StepArray<ForwardStep>& step) {
+  const auto sum_rows = [&](const Tile& tile, int place) {
     float mean[kForwardRows] = {}, squares[kForwardRows] = {};
     at.for_columns(plan, [&](int offset) {
 #pragma unroll
@@ -133,45 +140,43 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (at.is_first()) {
 #pragma unroll
       for (int r = 0; r < kForwardRows; ++r)
-        step(at.step(r), at.g).alone = {mean[r], 0, squares[r] * plan.scale};
+        sums_of(at.step(r), at.g).moments = {mean[r], 0, squares[r] * plan.scale};
     }
     __syncwarp();
   };
   // The sums over the tile's features, and over its steps.
   const auto sum_up = [&](int round) {
     const Tile tile = tile_of(round);
-    const StepArray<ForwardStep> step = steps_of(round);
     __syncwarp();  // what other lanes brought
     if (tile.steps > 0) {
       counted_steps += counted(a.mask, s, at.b, counted_until, tile.first_step);
       counted_until = tile.first_step;
-      if (!is_narrow) sum_rows(tile, place_of(round), step);
+      if (!is_narrow) sum_rows(tile, place_of(round));
     }
-    now = coming;
     coming = Counts(a.mask, s, at.b, tile, counted_steps);
     for (int g = 0; g < at.groups; ++g) {
       Sums sums{0, 0};
       if (coming.has(at.lane())) {
-        const auto alone = is_narrow ? row_alone(place_of(round), g) : step(at.lane(), g).alone;
-        const double distance = static_cast<double>(alone.first) - chain.before[g].center + alone.distance;
-        sums = {distance, alone.variance + distance * distance};
+        const auto own = is_narrow ? row_moments(place_of(round), g) : sums_of(at.lane(), g).moments;
+        const double distance = static_cast<double>(own.first) - chain.before[g].center + own.distance;
+        sums = {distance, own.variance + distance * distance};
       }
       sums = scan(sums);
       chain.tell(round, g, sums);
-      if (at.lane() < plan.steps) step(at.lane(), g).sums = sums;
+      if (at.lane() < plan.steps) sums_of(at.lane(), g).sums = sums;
     }
   };
-  // The statistics with each step, and y.
-  const auto finish = [&](int round) {
+  // The statistics with each step.
+  const auto settle = [&](int round) {
     const Tile tile = tile_of(round);
+    now = coming;
     if (tile.steps == 0) return;
-    const StepArray<ForwardStep> step = steps_of(round);
     const int t = at.lane();
     for (int g = 0; g < at.groups; ++g) {
       const std::int64_t group = at.first_group + g, of_state = at.b * s.G + group;
       const Sums before = chain.until(round, g);
       if (t >= plan.steps) continue;
-      const Sums sums = before + step(t, g).sums;
+      const Sums sums = before + sums_of(t, g).sums;
       const float from = chain.before[g].center;
       const std::int64_t n = now.until(t);
       const Divisor by_n(n);
@@ -180,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       if (n == prior) distance = a.mean[of_state] - from, var = a.var[of_state];  // nothing counted yet
       const float mean = static_cast<float>(from + distance),
                   rstd = reciprocal_root(static_cast<float>(var) + a.eps);
-      step(t, g).all = {mean, rstd, static_cast<float>(mean - (from + distance)) * rstd};
+      normal_of(t, g) = {mean, rstd, static_cast<float>(mean - (from + distance)) * rstd};
       if (a.step_mean != nullptr && t < tile.steps) {
         float* const to = step_mean + g * (s.L + 1) + tile.first_step;
         to[1 + t] = static_cast<float>(distance);
@@ -192,14 +197,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         if (group == 0) last_count[at.b] = n;
       }
     }
-    __syncwarp();
-    const auto write = [&]<bool kAll>() {
+  };
+  const auto write = [&](int round) {
+    const Tile tile = tile_of(round);
+    if (tile.steps == 0) return;
+    with_all(now.are_all(plan.steps), [&]<bool kAll>() {
       at.for_columns(plan, [&](int offset) {
         if constexpr (!kKept) load_parameters(offset);
         T* to = a.y + (x.first - a.x) + tile.first_step * s.D + offset;
 #pragma unroll
         for (int r = 0; r < kForwardRows; ++r, to += at.row_step * s.D) {
-          const auto with_step = step(at.step(r), at.g).all;
+          const Normal with_step = normal_of(at.step(r), at.g);
           float y[V];
           unpack(x.read(at, tile, place_of(round), r, offset), y);
 #pragma unroll
@@ -208,12 +216,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
           if (kAll || now.has(at.step(r))) store(y, to);
         }
       });
-    };
-    with_all(now.are_all(plan.steps), write);
+    });
     if (a.mask != nullptr) clear_padding(s, plan, at, tile, now, a.y);
     __syncwarp();  // the steps have been read
   };
-  go_through_tiles(plan, sum_up, finish,
+  go_through_tiles(plan, settle, sum_up, write,
                    [&](int round) { x.start(plan, at, tile_of(round), place_of(round)); });
 }
 
@@ -244,7 +251,7 @@ constexpr int kBackwardPacks = kKept ? kBackwardRows * 32 : 0;  // of a tile, of
 template <class T, int V, bool kKept>
 std::size_t backward_bytes(const Plan& plan) {
   return kWarps * (kStages * 2 * kBackwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
-                   (kStages * sizeof(BackwardStep) + 2 * sizeof(Sums)) * count_steps(plan)) +
+                   (sizeof(StepSums) + kStages * sizeof(KnownStep) + sizeof(Line)) * count_steps(plan)) +
          Chain::bytes(plan) + sizeof(float) * 8 * V;
 }
 
@@ -252,10 +259,10 @@ std::size_t backward_bytes(const Plan& plan) {
 //   d_mean = -rstd sum(h),   d_var = -rstd^3 sum(h u) / 2,
 // and S and Q get (d_mean - 2 (mean - center) d_var)/n and d_var/n from it and from every step after, so that
 //   dx = h rstd + (dS + 2 (x - center) dQ) / K.
-// These two of a step whose slope and constant are its sums of h u and h, n with it.
-__device__ Sums gradient_sums(const BackwardStep& now, std::int64_t n) {
+// These two of a step, n with it.
+__device__ Sums gradient_sums(const KnownStep& now, const StepSums::Products& of, std::int64_t n) {
   const double distance = now.distance;
-  const float d_mean = -now.rstd * now.constant, d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
+  const float d_mean = -now.rstd * of.h, d_var = -0.5f * now.rstd * now.rstd * now.rstd * of.hu;
   const Divisor by_n(n);
   return {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
 }
@@ -268,22 +275,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   constexpr int kPacks = kBackwardPacks<T, V, kKept>;
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  auto* const steps = reinterpret_cast<BackwardStep*>(packs + kWarps * kStages * 2 * kPacks);
+  const Chain chain(plan, at.unit, packs + kWarps * kStages * 2 * kPacks);
+  auto* const weights = static_cast<float*>(chain.end());  // with 1, of the chain
+  auto* const step_sums = reinterpret_cast<StepSums*>(weights + 8 * V);
   const int steps_of_tile = count_steps(plan);
-  auto* const step_sums = reinterpret_cast<Sums*>(steps + kWarps * kStages * steps_of_tile);
-  const Chain chain(plan, at.unit, step_sums + kWarps * 2 * steps_of_tile);
+  auto* const known_steps = reinterpret_cast<KnownStep*>(step_sums + kWarps * steps_of_tile);
+  auto* const lines = reinterpret_cast<Line*>(known_steps + kWarps * kStages * steps_of_tile);
+  const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
+  const StepArray line_of(lines + at.warp() * steps_of_tile, plan);
   auto* const own = packs + at.warp() * kStages * 2 * kPacks;
   const Features<T, V, kBackwardRows, kKept> x(a.x, s, plan, at, own), dy(a.dy, s, plan, at, own + kPacks);
   const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, true); };
   const auto place_of = [&](int round) { return round % kStages * 2 * kPacks; };
-  const auto steps_of = [&](int round) {
-    return StepArray(steps + (at.warp() * kStages + round % kStages) * steps_of_tile, plan);
+  const auto known_steps_of = [&](int round) {
+    return StepArray(known_steps + (at.warp() * kStages + round % kStages) * steps_of_tile, plan);
   };
-  const auto sums_of = [&](int round) {
-    return StepArray(step_sums + (at.warp() * 2 + round % 2) * steps_of_tile, plan);
-  };
-  auto* const weights =
-      reinterpret_cast<float*>(chain.before - at.warp() * plan.groups + kWarps * plan.groups);
   // The lane's step of a tile, the last first; further lanes may help with its row.
   const int t = plan.steps - 1 - at.lane() % plan.steps;
   const bool is_own = at.lane() < plan.steps, is_narrow = kKept && plan.is_narrow();
@@ -329,10 +335,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     fetch_added<T, V, kBackwardRows>(added.first, first, s, plan, at, tile);
     fetch_added<T, V, kBackwardRows>(added.second, first, s, plan, at, tile);
     if (at.lane() >= tile.steps) return;
-    const StepArray<BackwardStep> step = steps_of(round);
+    const StepArray<KnownStep> known = known_steps_of(round);
     for (int g = 0; g < at.groups; ++g) {
       const std::int64_t of_state = at.b * s.G + at.first_group + g, from = tile.first_step + at.lane();
-      BackwardStep& to = step(at.lane(), g);
+      KnownStep& to = known(at.lane(), g);
       __pipeline_memcpy_async(&to.distance, a.step_mean + of_state * (s.L + 1) + 1 + from, 4);
       __pipeline_memcpy_async(&to.rstd, a.step_rstd + of_state * s.L + from, 4);
     }
@@ -341,8 +347,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   std::int64_t counted_steps = last_count, counted_from = s.L;
   Counts coming, now;  // of the tile that was summed up last, and the one before
   // The sums of h and h u of a row and group: of the lane's row, or of all rows of the tile.
-  const auto sum_row = [&](int place, int g, BackwardStep& step) {
-    const float mean = chain.before[g].center + step.distance;
+  const auto sum_row = [&](int place, int g, float distance) {
+    const float mean = chain.before[g].center + distance;
     const auto *const row = x.row(place, t), *const dy_row = dy.row(place, t);
     float sum_h = 0, sum_hu = 0;
 #pragma unroll 2
@@ -360,15 +366,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
     for (int lanes = plan.steps; lanes < 32; lanes *= 2)
       sum_h += __shfl_xor_sync(~0u, sum_h, lanes), sum_hu += __shfl_xor_sync(~0u, sum_hu, lanes);
-    step.slope = sum_hu, step.constant = sum_h;
+    return StepSums::Products{sum_h, sum_hu};
   };
-  const auto sum_rows = [&](const Tile& tile, int place, const StepArray<BackwardStep>& step) {
+  const auto sum_rows = [&](const Tile& tile, int place, const StepArray<KnownStep>& known) {
     float sum_h[kBackwardRows] = {}, sum_hu[kBackwardRows] = {};
     at.for_columns(plan, [&](int offset) {
       if constexpr (!kKept) load_weight(offset);
 #pragma unroll
       for (int r = 0; r < kBackwardRows; ++r) {
-        const float mean = center + step(at.step(r), at.g).distance;
+        const float mean = center + known(at.step(r), at.g).distance;
         float v[V], d[V];
         unpack(x.read(at, tile, place, r, offset), v);
         unpack(dy.read(at, tile, place, r, offset), d);
@@ -383,49 +389,44 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     group_sums(sum_hu, plan.lanes());
     if (at.is_first()) {
 #pragma unroll
-      for (int r = 0; r < kBackwardRows; ++r) {
-        BackwardStep& to = step(at.step(r), at.g);
-        to.slope = sum_hu[r], to.constant = sum_h[r];
-      }
+      for (int r = 0; r < kBackwardRows; ++r) sums_of(at.step(r), at.g).products = {sum_h[r], sum_hu[r]};
     }
     __syncwarp();
   };
   // The sums over the tile's features, the gradients of mean and variance of each step, and their sums.
   const auto sum_up = [&](int round) {
     const Tile tile = tile_of(round);
-    const StepArray<BackwardStep> step = steps_of(round);
-    __syncwarp();  // the steps came for other lanes
+    const StepArray<KnownStep> known = known_steps_of(round);
+    __syncwarp();  // what other lanes brought
     if (tile.steps > 0) {
       counted_steps -= counted(a.mask, s, at.b, tile.first_step, counted_from);
       counted_from = tile.first_step;
-      if (!is_narrow) sum_rows(tile, place_of(round), step);
+      if (!is_narrow) sum_rows(tile, place_of(round), known);
     }
-    now = coming;
     coming = Counts(a.mask, s, at.b, tile, counted_steps);
     for (int g = 0; g < at.groups; ++g) {
-      BackwardStep own = step(t, g);
-      if (is_narrow) sum_row(place_of(round), g, own);
+      const KnownStep own = known(t, g);
+      const auto products = is_narrow ? sum_row(place_of(round), g, own.distance) : sums_of(t, g).products;
       const bool counts = is_own && coming.has(t);
-      const Sums sums = scan(counts ? gradient_sums(own, coming.until(t)) : Sums{0, 0});
+      const Sums sums = scan(counts ? gradient_sums(own, products, coming.until(t)) : Sums{0, 0});
       chain.tell(round, g, sums);
-      if (is_own) sums_of(round)(t, g) = sums;
+      if (is_own) sums_of(t, g).sums = sums;
     }
   };
-  // What comes from the tiles after it, dx, and the gradients of weight and bias.
-  const auto finish = [&](int round) {
+  // What comes from the tiles after it.
+  const auto settle = [&](int round) {
     const Tile tile = tile_of(round);
+    now = coming;
     if (tile.steps == 0) return;
-    const StepArray<BackwardStep> step = steps_of(round);
+    const StepArray<KnownStep> known = known_steps_of(round);
     for (int g = 0; g < at.groups; ++g) {
       const std::int64_t of_state = at.b * s.G + at.first_group + g;
       const Sums after = chain.until(round, g);
       if (!is_own) continue;
-      const Sums sums = after + sums_of(round)(t, g);
-      if (now.has(t)) {
-        BackwardStep& to = step(t, g);
-        to.slope = static_cast<float>(2 * sums.q) * plan.scale;
-        to.constant = static_cast<float>(sums.s + 2 * static_cast<double>(to.distance) * sums.q) * plan.scale;
-      }
+      const Sums sums = after + sums_of(t, g).sums;
+      const double distance = known(t, g).distance;
+      line_of(t, g) = {static_cast<float>(2 * sums.q) * plan.scale,
+                       static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale};
       if (tile.first_step + t > 0) continue;
       const auto of_prior = [&](double sum, float d_last) {
         return last_count > 0 ? static_cast<float>(static_cast<double>(now.before) * sum) : d_last;
@@ -433,8 +434,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       a.d_mean[of_state] = of_prior(sums.s, of_last(a.d_last_mean, of_state));
       a.d_var[of_state] = of_prior(sums.q, of_last(a.d_last_var, of_state));
     }
-    __syncwarp();
-    const auto write = [&]<bool kAll>() {
+  };
+  // dx, and the gradients of weight and bias.
+  const auto write = [&](int round) {
+    const Tile tile = tile_of(round);
+    if (tile.steps == 0) return;
+    const StepArray<KnownStep> known = known_steps_of(round);
+    with_all(now.are_all(plan.steps), [&]<bool kAll>() {
       at.for_columns(plan, [&](int offset) {
         if constexpr (!kKept) {
           load_weight(offset);
@@ -444,17 +450,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         T* to = a.dx + (x.first - a.x) + tile.first_step * s.D + offset;
 #pragma unroll
         for (int r = 0; r < kBackwardRows; ++r, to += at.row_step * s.D) {
-          const BackwardStep with_step = step(at.step(r), at.g);
-          const float mean = center + with_step.distance;
+          const auto [distance, rstd] = known(at.step(r), at.g);
+          const auto [slope, constant] = line_of(at.step(r), at.g);
+          const float mean = center + distance;
           if (!kAll && !now.has(at.step(r))) continue;
           float v[V], d[V];
           unpack(x.read(at, tile, place_of(round), r, offset), v);
           unpack(dy.read(at, tile, place_of(round), r, offset), d);
 #pragma unroll
           for (int j = 0; j < V; ++j) {
-            const float u = v[j] - mean, scaled = d[j] * with_step.rstd;
+            const float u = v[j] - mean, scaled = d[j] * rstd;
             of_columns[0][j] = fmaf(scaled, u, of_columns[0][j]), of_columns[1][j] += d[j];
-            v[j] = fmaf(scaled, weight[j], fmaf(with_step.slope, u, with_step.constant));
+            v[j] = fmaf(scaled, weight[j], fmaf(slope, u, constant));
           }
           add_to(v, added.first, to - a.dx);
           add_to(v, added.second, to - a.dx);
@@ -463,12 +470,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         if constexpr (!kKept)
           store(of_columns[0], to_sums + offset), store(of_columns[1], to_sums + s.D + offset);
       });
-    };
-    with_all(now.are_all(plan.steps), write);
+    });
     if (a.mask != nullptr) clear_padding(s, plan, at, tile, now, a.dx);
     __syncwarp();  // the steps have been read
   };
-  go_through_tiles(plan, sum_up, finish, start);
+  go_through_tiles(plan, settle, sum_up, write, start);
 
   if constexpr (kKept) {
     for (int lanes = 1 << plan.row_bits; lanes < 32; lanes *= 2) {  // over the warp's rows

@@ -19,7 +19,7 @@ using cpu::TimestepNormShape;
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
 constexpr int kStages = 3;      // tiles of a warp in shared memory: to be written, summed up, on its way
-constexpr int kToldRounds = 4;  // whose sums are kept: one is written while the two before are read
+constexpr int kToldRounds = 3;  // whose sums are kept: one is written while the two before are read
 constexpr int kRowBits = 3;     // log2 of the lanes of a row, 16 bytes each, where a group is no wider
 
 struct alignas(16) Sums {
@@ -101,15 +101,14 @@ struct Tile {
   }
 };
 
-// A thread's share of the tiles of x [B, L, D] or its like. They come once, into shared memory, where only
-// the thread itself reads them; where a group is too wide they are read from x each time. What is read of
-// rows that are not there means nothing.
+// A thread's share of the tiles of x [B, L, D] or its like. They come once, into shared memory; where a group
+// is too wide they are read from x each time. What is read of rows that are not there means nothing.
 template <class T, int V, int kRows, bool kKept>
 struct Features {
   const T* first;  // of the first row of the sequence's first tile
   std::int64_t D;
-  const Pack<T, V>* warp;  // where a tile of the warp begins, and in it rows of 8 or more packs
-  int slots[2];            // the thread's packs, of even and odd rows: in rows of 8 lanes see swizzled()
+  Pack<T, V>* warp;  // its tiles
+  int slots[2];      // of the thread's packs in even and odd rows of a tile
 
   __device__ Features(const T* x, const TimestepNormShape& s, const Plan& plan, const Place<V, kKept>& at,
                       Pack<T, V>* shared)
@@ -117,11 +116,12 @@ struct Features {
     for (int i = 0; i < 2; ++i)
       slots[i] = plan.is_narrow() ? swizzled(at.step(i), at.lane() % 8) - i * 32 : at.lane();
   }
-  // Where pack i of row t lies. So the same pack of eight rows is in all banks, and all packs of a row are.
+  // Where pack i of row t lies in a tile with 8 lanes a row: in all banks both the packs of a row and one
+  // pack each of 8 rows.
   __device__ static int swizzled(int t, int i) { return t * 8 + (i ^ t % 8); }
   __device__ int slot(int r) const { return r * 32 + slots[r % 2]; }
 
-  // Row t of a tile in shared memory, whose packs other lanes brought: pack i lies at i ^ t % 8.
+  // Row t of such a tile, whose packs other lanes brought: pack i lies at i ^ t % 8.
   __device__ const Pack<T, V>* row(int place, int t) const { return warp + place + t * 8; }
   // To be committed and waited for.
   __device__ void start(const Plan& plan, const Place<V, kKept>& at, const Tile& tile, int place) const {
@@ -131,7 +131,7 @@ struct Features {
 #pragma unroll
     for (int r = 0; r < kRows; ++r, from += pitch) {
       if (at.step(r) >= tile.steps) break;
-      Pack<T, V>* const to = const_cast<Pack<T, V>*>(warp) + place + slot(r);
+      Pack<T, V>* const to = warp + place + slot(r);
       if constexpr (sizeof(*to) >= 4) {
         __pipeline_memcpy_async(to, from, sizeof(*to));
       } else {
@@ -271,6 +271,8 @@ struct Chain {
   __device__ Sums& told_by(int u, int round, int g) const {
     return told[(round % kToldRounds * kWarps + u % kWarps) * groups + g];
   }
+  // What lies behind it in shared memory.
+  __device__ void* end() const { return before + (kWarps - unit % kWarps) * groups; }
   // By the last lane of a warp, before the barrier of the round.
   __device__ void tell(int round, int g, Sums sums) const {
     if (threadIdx.x % 32 == 31) told_by(unit, round, g) = sums;
@@ -297,19 +299,22 @@ struct Chain {
   }
 };
 
-// sum_up(round) and tell it, finish(round) what is before it known, start(round) it on its way.
-template <class SumUp, class Finish, class Start>
-__device__ void go_through_tiles(const Plan& plan, SumUp&& sum_up, Finish&& finish, Start&& start) {
+// Of each round: sum_up(round) and tell it; settle(round) what is before it known; write(round); start(round)
+// it on its way, two rounds before.
+template <class Settle, class SumUp, class Write, class Start>
+__device__ void go_through_tiles(const Plan& plan, Settle&& settle, SumUp&& sum_up, Write&& write,
+                                 Start&& start) {
   const int rounds = plan.rounds();
   for (int i = 0; i < kStages - 1; ++i) {
     start(i);
     __pipeline_commit();
   }
   for (int round = 0; round <= rounds; ++round) {
+    if (round > 0) settle(round - 1);
     __pipeline_wait_prior(kStages - 2);
     sum_up(round);  // nothing in the last round
     cluster_arrive();
-    if (round > 0) finish(round - 1);
+    if (round > 0) write(round - 1);
     start(round + kStages - 1);
     __pipeline_commit();
     cluster_wait();
