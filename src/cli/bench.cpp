@@ -71,11 +71,13 @@ double median(std::vector<double> times) {
   return *middle;
 }
 
-// The median of `repeats` timings after one that warms up.
+// The median of `repeats` timings after one that warms up; before(), if any, is not timed.
 template <class F>
-double median_seconds(const Options& o, int64_t repeats, const F& f) {
+double median_seconds(const Options& o, int64_t repeats, const F& f,
+                      const std::function<void()>& before = {}) {
   std::vector<double> times;
   for (int64_t i = 0; i <= repeats; ++i) {
+    if (before) before();
     ops::synchronize(o.on);
     const double started = monotonic_seconds();
     f();
@@ -311,7 +313,7 @@ double bytes_read(const model::LanguageModel& model, const model::StreamState& s
   const int64_t seen = c != nullptr ? state.highest % c->chunk_size : state.highest;
   double bytes = 0;
   for (const auto& [name, tensor] : state.tensors) {
-    const bool cache = name.ends_with(".k") || name.ends_with(".v");  // [B, C, H, d]
+    const bool cache = model::StreamState::is_cache(name);  // [B, C, H, d]
     bytes += static_cast<double>(tensor.nbytes()) *
              (cache ? static_cast<double>(seen) / static_cast<double>(tensor.size(1)) : 1);
   }
@@ -330,9 +332,13 @@ void time_decoding(const Options& o, const model::LanguageModel& model, double w
   const auto next = prompt.select(1, 0);
   generate::Stepper stepper(model);
   const auto step = [&] { stepper.step(next, state); };
+  const auto back = [&] {  // so that every step is one at that position
+    state.position.fill_(o.context);
+    state.lowest = state.highest = o.context;
+  };
   step();
   const double read = weight_bytes + bytes_read(model, state);
-  const double seconds = median_seconds(o, o.repeats * 20, step);
+  const double seconds = median_seconds(o, o.repeats * 20, step, back);
   print(o, {"decode " + o.preset + " " + o.compute_type + " batch " + std::to_string(o.batch) + " at " +
                 std::to_string(o.context),
             seconds,
@@ -340,6 +346,7 @@ void time_decoding(const Options& o, const model::LanguageModel& model, double w
             copy_bandwidth(o),
             "B",
             {{"tokens_per_second", static_cast<double>(o.batch) / seconds}}});
+  back();
   if (o.profiled) print_profile(o, step);
 }
 

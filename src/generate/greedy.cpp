@@ -58,7 +58,7 @@ class Batch {
         problems_(std::move(problems)),
         answers_(answers),
         prompts_(at::empty({rows(), static_cast<int64_t>(prompts[problems_[0]].size())}, at::kLong)),
-        state_(model.fresh_state(rows(), capacity(model.device(), prompts_.size(1) + options.bound))),
+        state_(whole.fresh_state(rows(), capacity(model.device(), prompts_.size(1) + options.bound))),
         of_less_(model),
         stepper_(&whole) {
     auto* to = prompts_.mutable_data_ptr<int64_t>();

@@ -57,6 +57,16 @@ void Stepper::read_in_place() {
   copy_into(state_, after);
 }
 
+model::StreamState Stepper::fresh_state(int64_t batch, int64_t positions) {
+  const std::pair wanted(batch, positions);
+  if (graph_ == nullptr || wanted != wanted_ || state_.batch() != batch) {
+    wanted_ = wanted;
+    return model_.fresh_state(batch, positions);
+  }
+  model_.restart(state_);
+  return state_;
+}
+
 void Stepper::take_over(model::StreamState& state) {
   const at::NoGradGuard no_grad;
   if (graph_ == nullptr || !have_same_shapes(state, state_)) return;

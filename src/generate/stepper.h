@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <utility>
 
 #include "model/language_model.h"
 #include "ops/device_graph.h"
@@ -19,6 +20,10 @@ class Stepper {
   // `state`; they hold until the next step. Runs without gradients.
   at::Tensor step(const at::Tensor& tokens, model::StreamState& state);
 
+  // A fresh state: in the tensors of the last step's state, which is lost, if a step was recorded in a state
+  // that this gave for as many streams and positions.
+  model::StreamState fresh_state(int64_t batch, int64_t positions);
+
   // `state` moves into the tensors of the last step's state, which is lost, if those have its shapes, so that
   // what was recorded serves again.
   void take_over(model::StreamState& state);
@@ -29,6 +34,7 @@ class Stepper {
   const model::LanguageModel& model_;
   at::Tensor tokens_, logits_;
   model::StreamState state_;  // shares the tensors of the last step
+  std::pair<int64_t, int64_t> wanted_;  // of fresh_state()
   std::unique_ptr<ops::DeviceGraph> graph_;
   uint64_t weights_ = 0;  // the version of the weights that it was recorded with
 };

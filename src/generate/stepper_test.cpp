@@ -93,6 +93,29 @@ TEST(Stepper, FollowsTheOperatorsInBfloat16) {
   }
 }
 
+TEST(Stepper, ReadsAnewInTheTensorsOfAStateBefore) {
+  const at::NoGradGuard no_grad;
+  for (const auto& config : {model::ModelConfig(small_megalodon()), model::ModelConfig(small_llama())}) {
+    const auto model = model::make_model(config, 3);
+    model->to(testing::device());
+    const auto tokens = (testing::random({2, 30}).abs() * 1000).to(at::kLong).remainder(50);
+    Stepper stepper(*model);
+    for (int reading = 0; reading < 3; ++reading) {
+      SCOPED_TRACE(at::str(model::model_type(config), ", reading ", reading));
+      const auto of_reading = tokens.roll(reading, 1);
+      const auto whole = model->forward(of_reading);
+      auto state = stepper.fresh_state(2, 32);
+      EXPECT_LE(testing::relative_error(model->next_logits(of_reading.narrow(1, 0, 20), state),
+                                        whole.select(1, 19)),
+                1e-5);
+      stepper.take_over(state);
+      for (int64_t t = 20; t < 30; ++t)
+        ASSERT_LE(testing::relative_error(stepper.step(of_reading.select(1, t), state), whole.select(1, t)),
+                  1e-5);
+    }
+  }
+}
+
 TEST(Stepper, GoesOnInAnotherState) {
   const at::NoGradGuard no_grad;
   const auto model = model::make_model(small_megalodon(), 3);

@@ -119,7 +119,9 @@ std::pair<at::Tensor, at::Tensor> GatedAttention::operator()(const at::Tensor& x
   const Drop drop_mx(config.hidden_dropout, place.dropout);
   const auto mx =
       anew.add([=, eps = config.norm_eps] { return drop_mx(ops::rms_norm(smoothed, scale, eps)); });
-  const auto of_mx = project(mx, {{wz, bz}, {wr, br.detached()}, {wh1, bh1}});
+  const bool drops = place.dropout != nullptr && config.dropout > 0;
+  const auto of_mx =
+      project(mx, {{wz, bz}, {wr, br.detached()}, {wh1, bh1, drops ? at::Tensor() : residual}});
   const auto z = of_mx[0].unflatten(-1, {config.num_heads, -1});  // [B, L, H, dz]
   const auto v = anew.add([=, bias = bv.value()] { return ops::swiglu(of_v, {}, bias); })
                      .unflatten(-1, {config.num_heads, -1});  // [B, L, H, dv]
@@ -132,7 +134,8 @@ std::pair<at::Tensor, at::Tensor> GatedAttention::operator()(const at::Tensor& x
   const Drop drop_gated(config.hidden_dropout, place.dropout);
   const auto h =
       project_swiglu(of_mx[1], o, wh2, drop_gated, {.added = of_mx[2], .bias = br.value()});  // [B, L, D]
-  return {anew.until_gradient(residual + drop(h, config.dropout, place.dropout)), next_residual};
+  const auto y = drops ? residual + drop(h, config.dropout, place.dropout) : h;
+  return {anew.until_gradient(y), next_residual};
 }
 
 at::Tensor GatedAttention::step(const at::Tensor& x, const Place& place) const {

@@ -52,6 +52,15 @@ at::Tensor LanguageModel::next_logits(const at::Tensor& tokens, StreamState& sta
   return logits(all.narrow(1, all.size(1) - 1, 1)).squeeze(1);
 }
 
+void LanguageModel::restart(StreamState& state) const {
+  const auto fresh = fresh_state(1, 1);
+  state.position.copy_(fresh.position);
+  for (auto& [name, tensor] : state.tensors) {
+    if (!StreamState::is_cache(name)) tensor.copy_(fresh.tensors.at(name));
+  }
+  state.lowest = state.highest = 0;
+}
+
 void LanguageModel::to(at::Device device) {
   for (auto& parameter : parameters_) {
     parameter.value.set_data(parameter.value.to(device));

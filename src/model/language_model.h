@@ -96,6 +96,9 @@ class LanguageModel {
   // Room for `positions` where the state grows with the position: more is made when they are needed.
   virtual StreamState fresh_state(int64_t batch, int64_t positions = 64) const = 0;
   virtual void reserve(StreamState& /*state*/, int64_t /*positions*/) const {}
+  // The state becomes a fresh one in its own tensors. Keys and values stay where they are: none is seen that
+  // was not read again.
+  void restart(StreamState& state) const;
 
   // How a parameter is laid out in files, where that differs from memory (Llama's rotary pairs).
   virtual at::Tensor to_file(const Parameter& parameter) const { return parameter.value; }

@@ -55,7 +55,7 @@ Place Place::after(int64_t L) const {
 }
 
 void store(at::TensorList rings, at::TensorList values, const Place& place) {
-  if (!place.common_start) return ops::cache_store(rings, values, place.start);
+  if (!place.common_start || place.start.is_cuda()) return ops::cache_store(rings, values, place.start);
   for (std::size_t i = 0; i < rings.size(); ++i) {
     const auto& ring = rings[i];
     const int64_t L = values[i].size(1), C = ring.size(1), kept = std::min(L, C), first = L - kept;
@@ -81,8 +81,10 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
   auto& ring_k = place.state->layer(layer, "k");  // [B, C, Hkv, dk], position p at slot p mod C
   auto& ring_v = place.state->layer(layer, "v");  // [B, C, Hkv, dv]
-  const auto cache =
-      sees_itself_alone(place, options) ? std::nullopt : std::optional(ops::AttentionCache{ring_k, ring_v});
+  const bool alone = sees_itself_alone(place, options);
+  if (!alone && options.dropout == 0 && place.start.is_cuda())
+    return ops::attention_and_store(q, k, v, place.start, options, {ring_k, ring_v}).flatten(2);
+  const auto cache = alone ? std::nullopt : std::optional(ops::AttentionCache{ring_k, ring_v});
   const auto o = ops::attention(q, k, v, place.start, options, cache);
   store({ring_k, ring_v}, {k, v}, place);
   return o.flatten(2);

@@ -52,10 +52,11 @@ at::Tensor linear(Operand& x, const Weight& weight, const Weight& bias,
     return ops::float8_product(x.float8().rows, x.float8().scale, narrow.rows, narrow.scale, options);
   }
   if (saved != nullptr) *saved = {saved_cast(weight, w), {}};
-  if (added && !bias.defined() && rows.is_cuda()) return ops::linear_add(rows, w, *added);
   const auto turned = w.transpose(-2, -1);
-  const auto y =
-      bias.defined() ? ops::product_with_bias(rows, turned, bias.in(type)) : ops::product(rows, turned);
+  if (bias.defined())
+    return ops::product_with_bias(rows, turned, bias.in(type), added.value_or(at::Tensor()));
+  if (added && rows.is_cuda()) return ops::linear_add(rows, w, *added);
+  const auto y = ops::product(rows, turned);
   return added ? y.add_(*added) : y;
 }
 

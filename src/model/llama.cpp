@@ -114,7 +114,8 @@ at::Tensor Llama::hidden(const at::Tensor& tokens, const Place& place, bool last
   const int64_t L = tokens.size(1);
   if (place.state != nullptr) reserve(*place.state, place.state->highest + L);
   Residual x{drop(embed(embedding_, tokens, at::kFloat), c_.dropout, place.dropout), {}};
-  for (const auto& block : blocks_) x = block(x, place, last_only && block.layer + 1 == c_.num_hidden_layers);
+  for (const auto& block : blocks_)
+    x = block(x, place, last_only && L > 1 && block.layer + 1 == c_.num_hidden_layers);
   if (place.state != nullptr) place.state->advance(L);
   return norm(x, final_norm_, c_, compute_type()).normal;
 }

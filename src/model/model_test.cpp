@@ -102,6 +102,19 @@ TEST(Streaming, AnySplitGivesTheLogitsOfOneCall) {
   }
 }
 
+TEST(Streaming, ARestartedStateIsFresh) {
+  const at::NoGradGuard no_grad;
+  for (const auto& config : configurations()) {
+    const auto model = make_model(config, 7);
+    const auto tokens = random_tokens(2, 60, 5);
+    auto state = model->fresh_state(2);
+    model->forward(random_tokens(2, 45, 6), &state);
+    model->restart(state);
+    EXPECT_LE(largest_difference(model->forward(tokens, &state), model->forward(tokens)), 1e-4)
+        << model_type(config);
+  }
+}
+
 TEST(Streaming, NextLogitsAreThoseOfTheLastPosition) {
   const at::NoGradGuard no_grad;
   for (const auto& config : configurations()) {
@@ -373,14 +386,15 @@ TEST(Model, HasTheSameGradientsWithRoundedWeights) {
 TEST(Projection, AgreesWithLinearLayers) {
   const auto leaf = [](const at::Tensor& x) { return x.detach().clone().set_requires_grad(true); };
   const auto x = ops::testing::random({2, 3, 5}, at::kDouble), w1 = ops::testing::random({4, 5}, at::kDouble),
-             w2 = ops::testing::random({6, 5}, at::kDouble), b2 = ops::testing::random({6}, at::kDouble);
+             w2 = ops::testing::random({6, 5}, at::kDouble), b2 = ops::testing::random({6}, at::kDouble),
+             added = ops::testing::random({2, 3, 6}, at::kDouble);
   const auto d1 = ops::testing::random({2, 3, 4}, at::kDouble),
              d2 = ops::testing::random({2, 3, 6}, at::kDouble);
-  const std::vector<at::Tensor> got{leaf(x), leaf(w1), leaf(w2), leaf(b2)},
-      want{leaf(x), leaf(w1), leaf(w2), leaf(b2)};
-  const auto y = project(got[0], {{got[1]}, {got[2], got[3]}});
+  const std::vector<at::Tensor> got{leaf(x), leaf(w1), leaf(w2), leaf(b2), leaf(added)},
+      want{leaf(x), leaf(w1), leaf(w2), leaf(b2), leaf(added)};
+  const auto y = project(got[0], {{got[1]}, {got[2], got[3], got[4]}});
   (y[0] * d1).sum().add((y[1] * d2).sum()).backward();
-  const auto y1 = at::linear(want[0], want[1]), y2 = at::linear(want[0], want[2], want[3]);
+  const auto y1 = at::linear(want[0], want[1]), y2 = at::linear(want[0], want[2], want[3]) + want[4];
   (y1 * d1).sum().add((y2 * d2).sum()).backward();
   EXPECT_LE(largest_difference(y[0], y1), 1e-12);
   EXPECT_LE(largest_difference(y[1], y2), 1e-12);

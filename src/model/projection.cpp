@@ -21,7 +21,8 @@ using Layers = std::vector<Linear>;
 at::Tensor value(const at::Tensor& x, Operand& operand, const Linear& layer, SavedWeight* saved = nullptr) {
   auto shape = x.sizes().vec();
   shape.back() = layer.weight.value().size(-2);
-  return linear(operand, layer.weight, layer.bias, {}, saved).view(shape);
+  const auto onto = layer.added.defined() ? std::optional(rows_of(layer.added, layer.weight)) : std::nullopt;
+  return linear(operand, layer.weight, layer.bias, onto, saved).view(shape);
 }
 
 // Whether nobody else sees the memory of x, a gradient that an operator was handed.
@@ -29,11 +30,12 @@ bool is_own(const at::Tensor& x) {
   return x.use_count() == 1 && x.storage().use_count() == 1 && x.is_contiguous();
 }
 
-// The last result is x again. `biased`: the layer of each bias, in rising order, since a list for autograd
-// holds no undefined tensors.
+// The last result is x again. `biased`, `adding`: the layers of each bias and of what is added, in rising
+// order, since a list for autograd holds no undefined tensors.
 struct Projection : torch::autograd::Function<Projection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
-                               at::TensorList /*biases*/, const std::vector<int64_t>& biased,
+                               at::TensorList /*biases*/, at::TensorList /*added*/,
+                               const std::vector<int64_t>& biased, const std::vector<int64_t>& adding,
                                const Layers& layers) {
     const at::AutoDispatchBelowADInplaceOrView below;  // so that results may be added to in place
     variable_list results, saved{x};
@@ -45,6 +47,7 @@ struct Projection : torch::autograd::Function<Projection> {
     }
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["biased"] = biased;
+    ctx->saved_data["adding"] = adding;
     ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(false);
     results.push_back(x);
@@ -53,11 +56,13 @@ struct Projection : torch::autograd::Function<Projection> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     const auto saved = ctx->get_saved_variables();
-    const auto biased = ctx->saved_data["biased"].toIntVector();
+    const auto biased = ctx->saved_data["biased"].toIntVector(),
+               adding = ctx->saved_data["adding"].toIntVector();
     const auto type = ctx->saved_data["type"].toScalarType();  // of weights
     const auto& x = saved[0];
     const std::size_t layers = (saved.size() - 1) / 2;
-    variable_list gradients(1 + layers + biased.size() + 2);  // the last are of `biased` and `layers`
+    const std::size_t first_added = 1 + layers + biased.size();
+    variable_list gradients(first_added + adding.size() + 3);  // the last are of `biased` and what follows it
     Operand input(x, Operand::Part::input_again);
     at::Tensor dx;
     if (const auto& d = dy.back(); d.defined()) dx = rows_of(is_own(d) ? d : d.clone(), saved[1]);
@@ -73,6 +78,8 @@ struct Projection : torch::autograd::Function<Projection> {
       if (d.defined() && ctx->needs_input_grad(1 + layers + b))
         gradients[1 + layers + b] = ops::column_sum(d.reshape({-1, d.size(-1)}));
     }
+    for (std::size_t a = 0; a < adding.size(); ++a)
+      gradients[first_added + a] = dy[static_cast<std::size_t>(adding[a])];
     if (dx.defined()) gradients[0] = dx.view(x.sizes());
     return gradients;
   }
@@ -140,8 +147,8 @@ at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layer
   if (!x.is_cuda() || layers.size() == 1 || ops::has_skinny_kernel(x)) return {};
   const auto type = x.scalar_type();
   std::vector<at::Tensor> weights;
-  for (const auto& [weight, bias] : layers) {
-    if (bias.defined() || weight.value().dim() != 2 || weight.in_float8()) return {};
+  for (const auto& [weight, bias, added] : layers) {
+    if (bias.defined() || added.defined() || weight.value().dim() != 2 || weight.in_float8()) return {};
     weights.push_back(weight.value().scalar_type() == type ? weight.value() : weight.kept(type));
   }
   return ops::joined(weights, 0);
@@ -152,7 +159,8 @@ at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layer
 std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_list<Linear> layers) {
   if (layers.begin()->weight.value().dim() == 2 && ops::has_skinny_kernel(x)) {
     std::vector<ops::SkinnyLayer> skinny;
-    for (const auto& layer : layers) skinny.push_back({.x = x, .weight = layer.weight, .bias = layer.bias});
+    for (const auto& layer : layers)
+      skinny.push_back({.x = x, .weight = layer.weight, .bias = layer.bias, .add = layer.added});
     auto results = ops::skinny_linear(skinny);
     results.push_back(x);
     return results;
@@ -164,16 +172,16 @@ std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_l
     results.push_back(x);
     return results;
   }
-  variable_list weights, biases;
-  std::vector<int64_t> biased;
-  for (const auto& [weight, bias] : layers) {
-    if (bias.defined()) {
-      biased.push_back(static_cast<int64_t>(weights.size()));
-      biases.push_back(bias);
-    }
+  variable_list weights, biases, all_added;
+  std::vector<int64_t> biased, adding;
+  for (const auto& [weight, bias, added] : layers) {
+    const auto index = static_cast<int64_t>(weights.size());
+    if (bias.defined()) biased.push_back(index), biases.push_back(bias);
+    if (added.defined()) adding.push_back(index), all_added.push_back(added);
     weights.push_back(weight);
   }
-  return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), biased, Layers(layers));
+  return Projection::apply(x, at::TensorList(weights), at::TensorList(biases), at::TensorList(all_added),
+                           biased, adding, Layers(layers));
 }
 
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
@@ -191,6 +199,11 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
 SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b) {
   if (const auto joint = joint_weight(x, {{a}, {b}}); joint.defined()) {
     const variable_list weights{a, b};
+    if (!at::GradMode::is_enabled()) {
+      auto shape = x.sizes().vec();
+      shape.back() = a.value().size(0);
+      return {{}, {}, ops::product_swiglu(rows_of(x, joint), joint, false).y.view(shape)};
+    }
     const auto results = JointProjection::apply(x, at::TensorList(weights), joint, true);
     return {results[0], results[1], results[2]};
   }

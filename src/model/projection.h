@@ -9,9 +9,10 @@
 namespace megalodon::model {
 
 // A linear layer: weight [out, in] and bias [out] or undefined; without a bias also the weights [K, out, in]
-// of stacked models, each for its share of the rows.
+// of stacked models, each for its share of the rows. Its result joins `added` [..., out], if there is one.
 struct Linear {
   Weight weight, bias = {};
+  at::Tensor added = {};
 };
 
 // x W^T + b in the type of x, x [..., in]. Weights keep their own type, and so do their gradients; what they
@@ -29,7 +30,7 @@ std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_l
 // What project_swiglu() (model/gated_projection.h) makes its result of: two projections of x, and silu(a) b
 // without a gradient where one product on a GPU gives all three.
 struct SwigluInputs {
-  at::Tensor a, b;         // [..., F]
+  at::Tensor a, b;         // [..., F]; undefined beside `hidden` where no gradient is wanted
   at::Tensor hidden = {};  // or undefined
 };
 SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b);

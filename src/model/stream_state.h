@@ -31,6 +31,9 @@ struct StreamState {
   std::optional<int64_t> common_position() const {
     return lowest == highest ? std::optional(lowest) : std::nullopt;
   }
+  // Of tensors that hold keys or values.
+  static bool is_cache(const std::string& name) { return name.ends_with(".k") || name.ends_with(".v"); }
+
   // Every stream has read L tokens more.
   void advance(int64_t L);
   // Every stream is said to have read so many tokens.

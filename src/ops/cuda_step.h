@@ -22,19 +22,9 @@ __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// The blocks of a cluster lie along z. Before Hopper a block is its own cluster.
-__device__ inline unsigned cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  unsigned size;
-  asm("mov.u32 %0, %%cluster_nctaid.z;" : "=r"(size));
-  return size;
-#else
-  return 1;
-#endif
-}
-// A barrier of the cluster in two parts. What the cluster's threads wrote to their blocks' shared memory
-// before they arrived, they read of each other's after the wait. (By default a barrier of a cluster waits for
-// what was written to global memory too.)
+// A barrier of a cluster in two parts; before Hopper a block is its own cluster. What the cluster's threads
+// wrote to their blocks' shared memory before they arrived, they read of each other's after the wait. (By
+// default a barrier of a cluster waits for what was written to global memory too.)
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
@@ -53,35 +43,21 @@ __device__ inline void cluster_sync() {
   cluster_wait();
 }
 // What lies at `mine` of this block's shared memory in that of another block of the cluster.
+__device__ inline double2 read_of_block(const double2* mine, unsigned block) {
 #if __CUDA_ARCH__ >= 900
-__device__ inline unsigned address_in_block(const void* mine, unsigned block) {
   const auto local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
   unsigned remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
-  return remote;
-}
-__device__ inline float read_of_block(const float* mine, unsigned block) {
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];"
-               : "=f"(value)
-               : "r"(address_in_block(mine, block))
-               : "memory");
-  return value;
-}
-__device__ inline double2 read_of_block(const double2* mine, unsigned block) {
   double2 value;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
   asm volatile("ld.shared::cluster.v2.f64 {%0, %1}, [%2];"
                : "=d"(value.x), "=d"(value.y)
-               : "r"(address_in_block(mine, block))
+               : "r"(remote)
                : "memory");
   return value;
-}
 #else
-template <class T>
-__device__ T read_of_block(const T* mine, unsigned) {
   return *mine;
-}
 #endif
+}
 
 inline bool is_hopper() {
   static const bool yes = [] {
@@ -91,6 +67,16 @@ inline bool is_hopper() {
     return major >= 9;
   }();
   return yes;
+}
+
+// Blocks of a kernel that the current device holds at once.
+template <class... P>
+std::int64_t resident_blocks(void (*kernel)(P...), unsigned threads, std::size_t shared_bytes) {
+  int device = 0, processors = 0, blocks = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes);
+  return std::int64_t{processors} * blocks;
 }
 
 struct StepLaunch {

@@ -87,9 +87,9 @@ void plugin_product(const at::Tensor& y, const at::Tensor& a, const at::Tensor& 
   op.call(y, a, b, bias, added);
 }
 at::Tensor new_plugin_product(const at::Tensor& a, const at::Tensor& b, at::ScalarType type,
-                              const Optional& bias = {}) {
+                              const Optional& bias = {}, const Optional& added = {}) {
   const auto y = at::empty({a.size(0), b.size(1)}, a.options().dtype(type));
-  plugin_product(y, a, b, bias);
+  plugin_product(y, a, b, bias, added);
   return y;
 }
 
@@ -164,10 +164,13 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   return stacked ? at::bmm(a, b) : at::mm(a, b);
 }
 
-at::Tensor product_with_bias(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
+at::Tensor product_with_bias(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias,
+                             const at::Tensor& added) {
   if (is_for_plugin(a, b) && bias.scalar_type() == a.scalar_type() && bias.is_contiguous())
-    return new_plugin_product(a, b, a.scalar_type(), bias);
-  return is_for_onednn(a, b) ? onednn_product(a, b, bias) : at::addmm(bias, a, b);
+    return new_plugin_product(a, b, a.scalar_type(), bias,
+                              added.defined() ? Optional(added.contiguous()) : std::nullopt);
+  const auto y = is_for_onednn(a, b) ? onednn_product(a, b, bias) : at::addmm(bias, a, b);
+  return added.defined() ? y.add_(added) : y;
 }
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, at::ScalarType type) {

@@ -7,8 +7,9 @@ namespace megalodon::ops {
 // AMD with AVX-512 those of float32 that are worth it are oneDNN's, since torch's (MKL's) take AVX2 there:
 // twice as fast on Zen 5. Where a derivative is wanted they are torch's.
 at::Tensor product(const at::Tensor& a, const at::Tensor& b);
-// a b + bias [N], of matrices.
-at::Tensor product_with_bias(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias);
+// a b + bias [N] + added [M, N], of matrices; `added` or undefined.
+at::Tensor product_with_bias(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias,
+                             const at::Tensor& added = {});
 // a b in `type`: of bfloat16 in float32 without a rounding between where a device can; the CPU's is rounded.
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, at::ScalarType type);
 // to = a b, of matrices.

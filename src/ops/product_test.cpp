@@ -54,6 +54,9 @@ TEST(Product, AgreesWithFloat64) {
       EXPECT_LE(testing::relative_error(product(a, b), want), tolerance);
       EXPECT_LE(testing::relative_error(product(d, b.t()), exact(d, b.t())), tolerance);
       EXPECT_LE(testing::relative_error(product(d.t(), a), exact(d.t(), a)), tolerance);
+      EXPECT_LE(testing::relative_error(product_with_bias(a, b, bias, d),
+                                        want + bias.to(at::kDouble) + d.to(at::kDouble)),
+                tolerance);
       EXPECT_LE(testing::relative_error(product_with_bias(a, b, bias), want + bias.to(at::kDouble)),
                 tolerance);
       EXPECT_LE(testing::relative_error(product(a, b, at::kFloat), want), cuda ? 1e-5 : tolerance);

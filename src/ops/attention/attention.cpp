@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "ops/attention/kernel.h"
+#include "ops/cache_store/cache_store.h"
 #include "ops/check.h"
 #include "ops/dropout/kernel.h"
 #include "ops/registered.h"
@@ -213,10 +214,28 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                   options.scale, options.dropout, options.dropout_key);
 }
 
+at::Tensor attention_and_store(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                               const at::Tensor& start, const AttentionOptions& options,
+                               const AttentionCache& cache) {
+  if (q.is_cuda() && q.dim() == 4 && q.size(1) == 1 && has_kernel(q, options, true)) {
+    check(q, k, v, start, options, cache);
+    using Call = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                            const at::Tensor&, const at::Tensor&, int64_t, int64_t, double);
+    static const auto op = registered<Call>("megalodon::attention_and_store");
+    return op.call(q, k, v, start, cache.k, cache.v, options.chunk, options.previous_chunks, options.scale);
+  }
+  const auto o = attention(q, k, v, start, options, cache);
+  cache_store({cache.k, cache.v}, {k, v}, start);
+  return o;
+}
+
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor start, Tensor? cache_k=None, Tensor? cache_v=None, "
       "int chunk=0, int previous_chunks=0, float scale=1.0, float dropout=0.0, int dropout_key=0) -> Tensor");
+  m.def(
+      "attention_and_store(Tensor q, Tensor k, Tensor v, Tensor start, Tensor(a!) cache_k, Tensor(b!) "
+      "cache_v, int chunk, int previous_chunks, float scale) -> Tensor");
   m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, Tensor start, Tensor? cache_k, Tensor? cache_v, "
       "int chunk, int previous_chunks, float scale, float dropout, int dropout_key) -> (Tensor o, Tensor "

@@ -30,7 +30,13 @@ struct AttentionOptions {
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                      const AttentionOptions& options, const std::optional<AttentionCache>& cache = {});
 
-// The same in plain torch operations. Any device; float32 or float64.
+// attention() of a call whose keys and values then join the cache (ops/cache_store), which must have slots
+// for them beside all that the call sees. Without gradients.
+at::Tensor attention_and_store(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                               const at::Tensor& start, const AttentionOptions& options,
+                               const AttentionCache& cache);
+
+// attention() in plain torch operations. Any device; float32 or float64.
 at::Tensor attention_reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                const at::Tensor& start, const AttentionOptions& options,
                                const std::optional<AttentionCache>& cache = {});

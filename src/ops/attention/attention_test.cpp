@@ -166,6 +166,8 @@ at::Tensor in_pieces(const Tensors& x, const std::vector<int64_t>& origin,
     auto start = starts(origin);
     start += t;
     out.push_back(attention(q, k, v, start, o, cache));
+    const AttentionCache stored{cache.k.clone(), cache.v.clone()};
+    EXPECT_TRUE(at::equal(attention_and_store(q, k, v, start, o, stored), out.back()));
     for (int64_t b = 0; b < x[0].size(0); ++b) {
       for (int64_t i = 0; i < n; ++i) {
         const int64_t slot = (origin[static_cast<std::size_t>(b)] + t + i) % C;
@@ -173,6 +175,8 @@ at::Tensor in_pieces(const Tensors& x, const std::vector<int64_t>& origin,
         cache.v[b][slot].copy_(v[b][i]);
       }
     }
+    EXPECT_TRUE(at::equal(stored.k.nan_to_num(), cache.k.nan_to_num()));
+    EXPECT_TRUE(at::equal(stored.v.nan_to_num(), cache.v.nan_to_num()));
     t += n;
   }
   EXPECT_EQ(t, x[0].size(1));

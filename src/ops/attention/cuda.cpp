@@ -331,31 +331,47 @@ Triple backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
 
 at::Tensor over_cache(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                       const at::Tensor& cache_k, const at::Tensor& cache_v, int64_t chunk,
-                      int64_t previous_chunks, double scale) {
+                      int64_t previous_chunks, double scale, bool stores) {
   const auto in_packs = [](const at::Tensor& x) { return aligned(x, 16 / x.element_size()); };
   const auto q_ = in_rows(q), k_ = in_rows(k), v_ = in_rows(v), start_ = start.contiguous();
   const auto cache_k_ = in_packs(cache_k), cache_v_ = in_packs(cache_v);
-  const cuda::CachedSizes sizes{
+  cuda::CachedSizes sizes{
       q.size(0),        q.size(1),        q.size(2),       k.size(2),       q.size(3),
       v.size(3),        cache_k.size(1),  chunk,           previous_chunks, static_cast<float>(scale),
       row_of_heads(q_), row_of_heads(k_), row_of_heads(v_)};
   const auto o = at::empty({sizes.B, sizes.L, sizes.H, sizes.dv}, q.options());
   if (o.numel() == 0) return o;
   launch_typed(q, [&]<class T>(T*, cudaStream_t stream) {
+    sizes.stores = stores && cuda::cached_attention_stores<T>(sizes);
     const int64_t rows = sizes.B * sizes.L * sizes.H, splits = cuda::cached_splits<T>(sizes);
     const auto parts =
         splits > 1 ? at::empty({rows, splits, sizes.dv + 2}, q.options().dtype(at::kFloat)) : at::Tensor();
-    const cuda::CachedInputs<T> in{pointer<T>(q_),           pointer<T>(k_),       pointer<T>(v_),
-                                   pointer<int64_t>(start_), pointer<T>(cache_k_), pointer<T>(cache_v_)};
+    const cuda::CachedInputs<T> in{pointer<T>(q_),
+                                   pointer<T>(k_),
+                                   pointer<T>(v_),
+                                   pointer<int64_t>(start_),
+                                   mutable_pointer<T>(cache_k_),
+                                   mutable_pointer<T>(cache_v_)};
     cuda::cached_attention(sizes, in, splits, mutable_pointer<float>(parts), mutable_pointer<T>(o), stream);
   });
+  if (stores && !sizes.stores) {
+    static const auto store =
+        registered<void(at::TensorList, at::TensorList, const at::Tensor&)>("megalodon::cache_store");
+    store.call({cache_k, cache_v}, {k, v}, start);
+  }
   return o;
+}
+
+at::Tensor attend_and_store(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            const at::Tensor& start, const at::Tensor& cache_k, const at::Tensor& cache_v,
+                            int64_t chunk, int64_t previous_chunks, double scale) {
+  return over_cache(q, k, v, start, cache_k, cache_v, chunk, previous_chunks, scale, true);
 }
 
 at::Tensor infer(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                  const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
                  double scale, double dropout, int64_t dropout_key) {
-  if (cache_k) return over_cache(q, k, v, start, *cache_k, *cache_v, chunk, previous_chunks, scale);
+  if (cache_k) return over_cache(q, k, v, start, *cache_k, *cache_v, chunk, previous_chunks, scale, false);
   return std::get<0>(
       forward(q, k, v, start, cache_k, cache_v, chunk, previous_chunks, scale, dropout, dropout_key));
 }
@@ -364,6 +380,7 @@ at::Tensor infer(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, 
 
 TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
   m.impl("attention", &infer);
+  m.impl("attention_and_store", &attend_and_store);
   m.impl("attention_forward", &forward);
   m.impl("attention_backward", &backward);
 }

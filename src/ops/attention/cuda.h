@@ -96,6 +96,7 @@ struct CachedSizes {
   std::int64_t chunk, previous_chunks;
   float scale;
   std::int64_t q_row, k_row, v_row;  // elements from position to position of q, k and v
+  bool stores = false;               // whether keys and values join the cache, of calls with L = 1
 };
 // The arguments of ops/attention/attention.h, heads of a position one after the other; C = 0 where there is
 // no cache.
@@ -103,8 +104,11 @@ template <class T>
 struct CachedInputs {
   const T *q, *k, *v;
   const std::int64_t* start;
-  const T *cache_k, *cache_v;
+  T *cache_k, *cache_v;
 };
+// Whether the kernel for such heads can store.
+template <class T>
+bool cached_attention_stores(const CachedSizes& sizes);
 // o [B, L, H, dv], each query by itself; all pointers are multiples of 16 bytes. Each query's keys are shared
 // among cached_splits; where those are several, parts [B L H, splits, dv + 2] is scratch memory.
 template <class T>

@@ -103,12 +103,13 @@ __device__ void unpack(const uint4& pack, float (&x)[16 / sizeof(T)]) {
 // A lane's packs of the rows of a head in this call's array [B, L, Hkv, d] and in the cache [B, C, Hkv, d].
 template <class T>
 struct Rows {
-  const T *here, *cache;
+  const T* here;
+  T* cache;
   unsigned step_here, step;
   bool any;
 
   __device__ Rows(const CachedSizes& s, const Query& q, std::int64_t d, const T* here_,
-                  std::int64_t step_here_, const T* cache_, int first)
+                  std::int64_t step_here_, T* cache_, int first)
       : step_here(static_cast<unsigned>(step_here_)), step(static_cast<unsigned>(s.Hkv * d)), any(first < d) {
     const std::int64_t from = q.h / static_cast<unsigned>(s.H / s.Hkv) * d + first;
     here = here_ + q.b * s.L * step_here_ + from;
@@ -117,6 +118,9 @@ struct Rows {
   __device__ uint4 read(bool is_here, unsigned row, bool wanted) const {
     const T* const from = (is_here ? here : cache) + std::uint64_t{row} * (is_here ? step_here : step);
     return wanted && any ? *reinterpret_cast<const uint4*>(from) : uint4{};
+  }
+  __device__ void write(unsigned slot, const uint4& pack) const {
+    if (any) *reinterpret_cast<uint4*>(cache + std::uint64_t{slot} * step) = pack;
   }
 };
 
@@ -133,6 +137,12 @@ __global__ void __launch_bounds__(32 * kNarrowWarps, 6)
             column = static_cast<int>(threadIdx.x) % kLanes * V;
   const Rows<T> key_rows(s, q, s.dk, in.k, s.k_row, in.cache_k, column),
       value_rows(s, q, s.dv, in.v, s.v_row, in.cache_v, column);
+
+  if (s.stores && blockIdx.y == 0 && group == 0 && q.h % (s.H / s.Hkv) == 0) {
+    const auto slot = static_cast<unsigned>(q.position % s.C);
+    key_rows.write(slot, key_rows.read(true, 0, true));
+    value_rows.write(slot, value_rows.read(true, 0, true));
+  }
 
   // Key i of those that the query sees is in the cache where i < cached, at slot first_slot + i there, else
   // in row i - before of this call.
@@ -237,6 +247,11 @@ __global__ void join(std::int64_t dv, std::int64_t splits, const float* parts, T
 }  // namespace
 
 template <class T>
+bool cached_attention_stores(const CachedSizes& s) {
+  return s.L == 1 && lanes_of<T>(s) > 0;
+}
+
+template <class T>
 std::int64_t cached_splits(const CachedSizes& s) {
   const std::int64_t rows = s.B * s.L * s.H;
   if (lanes_of<T>(s) == 0) return std::clamp<std::int64_t>(264 / rows, 1, 32);
@@ -275,6 +290,8 @@ void cached_attention(const CachedSizes& s, const CachedInputs<T>& in, std::int6
   if (splits > 1) join<<<grid_size(rows), kThreads, 0, stream>>>(s.dv, splits, parts, o);
 }
 
+template bool cached_attention_stores<float>(const CachedSizes&);
+template bool cached_attention_stores<Bfloat16>(const CachedSizes&);
 template std::int64_t cached_splits<float>(const CachedSizes&);
 template std::int64_t cached_splits<Bfloat16>(const CachedSizes&);
 template void cached_attention(const CachedSizes&, const CachedInputs<float>&, std::int64_t, float*, float*,

@@ -39,6 +39,7 @@ TEST(AttentionStep, AgreesWithTheOperators) {
                                                  {9, 4, 256, 512, 40, 40},
                                                  {1, 1, 320, 72, 7, 5},
                                                  {1, 1, 8, 16, 3000, 3000},
+                                                 {70, 2, 8, 16, 5, 5},
                                                  {4, 2, 6, 10, 12, 8}}) {
       constexpr int64_t kSteps = 4;
       const Tensors in{testing::random({B, kSteps, H, dz}, type),  testing::random({B, kSteps, H, dv}, type),

@@ -15,7 +15,8 @@ at::Tensor step(const at::Tensor& z, const at::Tensor& gamma, const at::Tensor& 
                 double rope_base, double eps, const at::Tensor& v, const at::Tensor& gate,
                 const at::Tensor& start, at::Tensor& ring_k, at::Tensor& ring_v) {
   const auto z_ = z.contiguous(), gamma_ = gamma.contiguous(), beta_ = beta.contiguous();
-  const auto v_ = aligned(v, 16 / v.element_size()), start_ = start.contiguous();
+  const int64_t pack = 16 / v.element_size();
+  const auto v_ = aligned(v, pack), gate_ = aligned(gate, pack), start_ = start.contiguous();
   const auto o = at::empty_like(gate);
   launch_typed(z, [&]<class T>(T*, cudaStream_t stream) {
     const cuda::AttentionStep<T> call{.B = z.size(0),
@@ -28,7 +29,7 @@ at::Tensor step(const at::Tensor& z, const at::Tensor& gamma, const at::Tensor& 
                                       .eps = static_cast<float>(eps),
                                       .z = pointer<T>(z_),
                                       .v = pointer<T>(v_),
-                                      .gate = pointer<T>(gate),
+                                      .gate = pointer<T>(gate_),
                                       .gamma = pointer<float>(gamma_),
                                       .beta = pointer<float>(beta_),
                                       .start = pointer<int64_t>(start_),

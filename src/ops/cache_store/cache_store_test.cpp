@@ -17,11 +17,12 @@ TEST(CacheStore, PutsEveryPositionAtItsSlot) {
                         Case{2, 9, 16, 3, 64, {3, (int64_t{1} << 40) + 12}}}) {
     for (const auto type : {at::kFloat, at::kBFloat16, at::kDouble}) {
       SCOPED_TRACE(at::str(c.B, " x ", c.L, " into ", c.C, " ", type));
-      // The second is wider, in a longer ring, and a piece of rows that are wider still.
+      // The second is wider, in a longer ring, and a piece of rows that are wider still; the third is the
+      // first positions of more.
       const std::vector<at::Tensor> values{
           testing::random({c.B, c.L, c.H, c.d}, type),
           testing::random({c.B, c.L, c.H + 3, c.d}, type).narrow(2, 1, c.H + 1),
-          testing::random({c.B, c.L, c.H, c.d}, type)};
+          testing::random({c.B, c.L + 2, c.H, c.d}, type).narrow(1, 0, c.L)};
       std::vector<at::Tensor> caches, want;
       for (const auto& x : values) {
         caches.push_back(testing::random({c.B, c.C + x.size(2) - c.H, x.size(2), c.d}, type));

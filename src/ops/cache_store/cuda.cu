@@ -19,7 +19,7 @@ __global__ void store_rows(const __grid_constant__ CacheStores<T> stores) {
   const std::int64_t b = i / (s.kept * packs), t = stores.L - s.kept + i / packs % s.kept,
                      column = i % packs * V;
   float row[V];
-  load(s.values + (b * stores.L + t) * s.step + column, row);
+  load(s.values + b * s.row_step + t * s.step + column, row);
   store(row, s.cache + (b * s.C + (stores.start[b] + t) % s.C) * s.width + column);
 }
 
@@ -28,10 +28,10 @@ __global__ void store_rows(const __grid_constant__ CacheStores<T> stores) {
 template <class T>
 void cache_store(const CacheStores<T>& stores, cudaStream_t stream) {
   const auto& [first, second] = stores.store;
-  std::int64_t common = 0, most = 0;  // the widths' and steps' divisor; numbers of a store
+  std::int64_t common = 0, most = 0;  // what divides widths and steps; numbers of a store
   for (int i = 0; i < stores.count; ++i) {
     const auto& s = stores.store[i];
-    common = std::gcd(common, std::gcd(s.width, s.step));
+    common = std::gcd(std::gcd(common, s.width), std::gcd(s.row_step, s.step));
     most = std::max(most, stores.B * s.kept * s.width);
   }
   if (most == 0) return;

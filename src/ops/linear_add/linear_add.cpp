@@ -1,7 +1,6 @@
 #include "ops/linear_add/linear_add.h"
 
 #include <ATen/ATen.h>
-#include <torch/library.h>
 
 #include "ops/check.h"
 #include "ops/registered.h"
@@ -23,13 +22,12 @@ at::Tensor linear_add(const at::Tensor& x, const at::Tensor& weight, const at::T
   const bool has_kernel = x.is_cuda() && has_fast_kernel(x) && x.scalar_type() == at::kBFloat16 &&
                           x.dim() == 2 && x.numel() > 0 && added.numel() > 0;
   if (!has_kernel) return linear_add_reference(x, weight, added);
-  using Call = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
-  static const auto call = registered<Call>("megalodon::linear_add");
-  return call.call(x, weight, added);
-}
-
-TORCH_LIBRARY_FRAGMENT(megalodon, m) {
-  m.def("linear_add(Tensor x, Tensor weight, Tensor added) -> Tensor");
+  using Call = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                    const std::optional<at::Tensor>&);
+  static const auto product_into = registered<Call>("megalodon::product_into");
+  const auto added_ = added.contiguous(), y = at::empty_like(added_);
+  product_into.call(y, x.contiguous(), weight.contiguous().t(), {}, added_);
+  return y;
 }
 
 }  // namespace megalodon::ops

@@ -41,7 +41,7 @@ struct Config {
 struct Work {
   CUtensorMap x, weight;
   CUtensorMap a{}, b{}, da{}, db{}, to_y{};  // backward: boxes of a warp
-  Bfloat16 *both = nullptr, *y = nullptr;    // forward: [M, 2 F]; [M, F], null where it is not wanted
+  Bfloat16 *both = nullptr, *y = nullptr;    // [M, 2 F], forward; [M, F]; null where they are not wanted
   float* sums = nullptr;                     // backward: of a warp's rows of da, or null
   int M = 0, F = 0, depth = 0;               // depth: stages
   int rows = 0, columns = 0, group = 0;      // tiles; rows of tiles in a group
@@ -188,9 +188,11 @@ __device__ void finish_forward(const Work& work, char* stage, const float (&d)[C
   const auto store = [&](Bfloat16* out, int pitch, auto&& word) {
     store_rows<C::kFeatures, C::kPitch>(stage, word, out, pitch, rows, columns);
   };
-  Bfloat16* const both = work.both + std::int64_t{first} * 2 * F + from;
-  store(both, 2 * F, [&](int j, int half) { return as[j][half]; });
-  store(both + F, 2 * F, [&](int j, int half) { return bs[j][half]; });
+  if (work.both != nullptr) {
+    Bfloat16* const both = work.both + std::int64_t{first} * 2 * F + from;
+    store(both, 2 * F, [&](int j, int half) { return as[j][half]; });
+    store(both + F, 2 * F, [&](int j, int half) { return bs[j][half]; });
+  }
   store(work.y + std::int64_t{first} * F + from, F, [&](int j, int half) {
     const std::uint32_t a = as[j][half], b = bs[j][half];
     return pack(low(a) * sigmoid(low(a)) * low(b), high(a) * sigmoid(high(a)) * high(b));

@@ -14,7 +14,8 @@ bool has_product_swiglu();
 struct ProductSwiglu {
   std::int64_t M, K, F;
   const Bfloat16 *x, *weight;  // [M, K], [2 F, K]
-  Bfloat16 *both, *y;          // [M, 2 F], [M, F]
+  Bfloat16* both;              // [M, 2 F]; null where it is not wanted
+  Bfloat16* y;                 // [M, F]
 };
 void product_swiglu(const ProductSwiglu& p, cudaStream_t stream);
 

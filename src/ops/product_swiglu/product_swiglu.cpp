@@ -22,7 +22,7 @@ bool has_kernel(const at::Tensor& x, int64_t F) {
 
 }  // namespace
 
-SwigluProduct product_swiglu(const at::Tensor& x, const at::Tensor& weight) {
+SwigluProduct product_swiglu(const at::Tensor& x, const at::Tensor& weight, bool factors) {
   constexpr auto op = "product_swiglu";
   check_activation(op, "x", x, 2);
   check_type(op, "weight", weight, x.scalar_type());
@@ -32,11 +32,13 @@ SwigluProduct product_swiglu(const at::Tensor& x, const at::Tensor& weight) {
   if (!has_fast_kernel(x)) return product_swiglu_reference(x, weight);
   if (!has_kernel(x, weight.size(0) / 2)) {
     const auto both = product(x, weight.t()).chunk(2, 1);
-    return {both[0], both[1], swiglu(both[0], both[1])};
+    const auto y = swiglu(both[0], both[1]);
+    return factors ? SwigluProduct{both[0], both[1], y} : SwigluProduct{{}, {}, y};
   }
-  using Call = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&);
+  using Call = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, bool);
   static const auto call = registered<Call>("megalodon::product_swiglu");
-  const auto [both, y] = call.call(x, weight);
+  const auto [both, y] = call.call(x, weight, factors);
+  if (!factors) return {{}, {}, y};
   const auto parts = both.chunk(2, 1);
   return {parts[0], parts[1], y};
 }
@@ -67,7 +69,7 @@ SwigluGradients product_swiglu_gradients(const at::Tensor& dy, const at::Tensor&
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
-  m.def("product_swiglu(Tensor x, Tensor weight) -> (Tensor both, Tensor y)");
+  m.def("product_swiglu(Tensor x, Tensor weight, bool factors) -> (Tensor both, Tensor y)");
   m.def(
       "product_swiglu_backward(Tensor dy, Tensor weight, Tensor a, Tensor? b, bool value, bool sums) -> "
       "(Tensor da, Tensor db, Tensor y, Tensor d_bias)");

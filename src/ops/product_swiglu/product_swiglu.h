@@ -11,11 +11,11 @@
 namespace megalodon::ops {
 
 struct SwigluProduct {
-  at::Tensor a, b;  // [M, F], columns of one tensor [M, 2 F]
+  at::Tensor a, b;  // [M, F], columns of one tensor [M, 2 F]; undefined where they are not wanted
   at::Tensor y;     // swiglu(a, b)
 };
 // a = x W_a^T and b = x W_b^T for x [M, K] and a weight [2 F, K] that is W_a and, below it, W_b.
-SwigluProduct product_swiglu(const at::Tensor& x, const at::Tensor& weight);
+SwigluProduct product_swiglu(const at::Tensor& x, const at::Tensor& weight, bool factors = true);
 
 // swiglu_gradients(a, b, dy W) for dy [M, D], weight W [D, F] and a, b [M, F], or for stacks of them,
 // [S, M, D] and so on. In the kernel dy W is neither rounded nor kept.

@@ -36,10 +36,11 @@ TEST(ProductSwiglu, AgreesWithReference) {
     for (const auto& [M, K, F] : kSizes) {
       SCOPED_TRACE(at::str(M, " x ", K, " x ", F, " ", type));
       const auto x = testing::random({M, K}, type), weight = weight_of(2 * F, K, K, type);
-      SwigluProduct got;
+      SwigluProduct got, alone;
       {
         const testing::PoisonedMemory poisoned;
         got = product_swiglu(x, weight);
+        alone = product_swiglu(x, weight, false);
       }
       const auto want = product_swiglu_reference(wide(x), wide(weight));
       EXPECT_LE(testing::relative_error(got.a, want.a), tolerance(type));
@@ -47,6 +48,7 @@ TEST(ProductSwiglu, AgreesWithReference) {
       EXPECT_LE(testing::relative_error(got.y, want.y), tolerance(type));
       EXPECT_TRUE(joined({got.a, got.b}, 1).is_contiguous());
       EXPECT_TRUE(at::equal(got.y, swiglu(got.a, got.b)));
+      EXPECT_TRUE(at::equal(got.y, alone.y));
       const auto again = product_swiglu(x, weight);
       EXPECT_TRUE(at::equal(got.a, again.a) && at::equal(got.b, again.b) && at::equal(got.y, again.y));
     }

@@ -3,12 +3,25 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <deque>
+
 #include "ops/cuda_launch.h"
 #include "ops/step_program/cuda.h"
 
 namespace megalodon::ops {
 namespace {
 using OptionalList = c10::List<std::optional<at::Tensor>>;
+
+// Operands as the kernels take them, which stay until these are launched.
+class Held {
+ public:
+  const at::Tensor& operator()(const std::optional<at::Tensor>& x, int64_t elements) {
+    return tensors_.emplace_back(x ? aligned(*x, elements) : at::Tensor());
+  }
+
+ private:
+  std::deque<at::Tensor> tensors_;
+};
 
 std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const OptionalList& up,
                                 const OptionalList& bias, const OptionalList& add,
@@ -20,11 +33,8 @@ std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const O
   call.rows = static_cast<int>(x[0].numel() / in);
   call.width = static_cast<int>(in);
   call.eps = static_cast<float>(eps);
-  std::vector<at::Tensor> held, results;
-  const auto keep = [&](const std::optional<at::Tensor>& t, int64_t elements) {
-    held.push_back(t ? aligned(*t, elements) : at::Tensor());
-    return held.back();
-  };
+  Held keep;
+  std::vector<at::Tensor> results;
   for (std::size_t i = 0; i < x.size(); ++i) {
     auto shape = x[i].sizes().vec();
     shape.back() = weight[i].size(0);
@@ -54,11 +64,8 @@ std::vector<at::Tensor> finish(at::TensorList sums, const OptionalList& up, cons
   cuda::FinishCall call{};
   call.layers = static_cast<int>(sums.size());
   call.rows = static_cast<int>(sums[0].size(0));
-  std::vector<at::Tensor> held, results;
-  const auto keep = [&](const std::optional<at::Tensor>& t, int64_t elements) {
-    held.push_back(t ? aligned(*t, elements) : at::Tensor());
-    return held.back();
-  };
+  Held keep;
+  std::vector<at::Tensor> results;
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const std::optional<at::Tensor> of_up = up.get(i);
     results.push_back(at::empty(sums[i].sizes(), sums[i].options().dtype(at::kBFloat16)));

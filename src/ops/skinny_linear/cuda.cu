@@ -272,11 +272,8 @@ void skinny_linear(SkinnyCall call, cudaStream_t stream) {
   const std::size_t shared = static_cast<std::size_t>(warps) * kColumns * kTile * sizeof(float) +
                              static_cast<std::size_t>(call.rows * staged_width(call.width)) * 2;
   allow_shared_memory(forward, shared);
-  int device = 0, processors = 0, blocks = 0;  // blocks: those that a processor holds at once
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, forward, static_cast<int>(threads), shared);
-  launch_step({dim3(grid_size(call.tiles, processors * blocks)), threads, shared, stream}, forward, call);
+  const dim3 grid(grid_size(call.tiles, resident_blocks(forward, threads, shared)));
+  launch_step({grid, threads, shared, stream}, forward, call);
 }
 
 void finish_products(FinishCall call, cudaStream_t stream) {

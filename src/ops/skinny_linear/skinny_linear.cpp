@@ -140,8 +140,8 @@ std::vector<at::Tensor> run_products(const std::vector<SkinnyLayer>& layers, dou
   OptionalList up, bias, add;
   std::vector<int64_t> silu;
   for (std::size_t i = 0; i < layers.size();) {
-    const auto rows = inputs[i].reshape({-1, inputs[i].size(-1)});
     if (is_plain(layers[i])) {
+      const auto rows = inputs[i].reshape({-1, inputs[i].size(-1)});
       const auto& [weight, added] = std::tie(layers[i].weight, layers[i].add);
       const auto onto = [&] { return added.reshape({-1, weight.size(0)}); };
       results[i] = added.defined() ? linear_add(rows, weight, onto()) : product(rows, weight.t());
