@@ -22,6 +22,43 @@ __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
+// A barrier of a cluster in two parts; before Hopper a block is its own cluster. What the cluster's threads
+// wrote to their blocks' shared memory before they arrived, they read of each other's after the wait. (By
+// default a barrier of a cluster waits for what was written to global memory too.)
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+__device__ inline void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+// What lies at `mine` of this block's shared memory in that of another block of the cluster.
+__device__ inline double2 read_of_block(const double2* mine, unsigned block) {
+#if __CUDA_ARCH__ >= 900
+  const auto local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
+  unsigned remote;
+  double2 value;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
+  asm volatile("ld.shared::cluster.v2.f64 {%0, %1}, [%2];"
+               : "=d"(value.x), "=d"(value.y)
+               : "r"(remote)
+               : "memory");
+  return value;
+#else
+  return *mine;
+#endif
+}
+
 inline bool is_hopper() {
   static const bool yes = [] {
     int device = 0, major = 0;
@@ -47,20 +84,24 @@ struct StepLaunch {
   unsigned threads;
   std::size_t shared_bytes;
   cudaStream_t stream;
+  unsigned cluster = 1;  // blocks, along z
 };
 
 template <class... P, class... A>
 void launch_step(const StepLaunch& launch, void (*kernel)(P...), A&&... arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = launch.cluster;
   cudaLaunchConfig_t config = {};
   config.gridDim = launch.grid;
   config.blockDim = dim3(launch.threads);
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = launch.stream;
-  config.attrs = &attribute;
-  config.numAttrs = is_hopper() ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = !is_hopper() ? 0 : launch.cluster > 1 ? 2 : 1;
   cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
 }
 

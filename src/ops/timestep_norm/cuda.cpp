@@ -11,29 +11,24 @@
 
 namespace megalodon::ops {
 namespace {
-using Mask = std::optional<at::Tensor>;
+using Optional = std::optional<at::Tensor>;
 using Tensors4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Tensors6 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-at::Tensor scratch_memory(const cuda::TimestepNormShape& shape, const at::Tensor& beside) {
-  return at::empty({static_cast<int64_t>(cuda::timestep_norm_work(shape))},
-                   beside.options().dtype(at::kByte));
-}
-
 Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                      const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
-                     const Mask& padding_mask, double eps, bool keep_steps) {
+                     const Optional& padding_mask, double eps, bool keep_steps) {
   const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), mean.size(1)};
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), bias_ = bias.contiguous();
   const auto count_ = count.contiguous(), mean_ = mean.contiguous(), var_ = var.contiguous();
   const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
-  const auto y = at::empty_like(x_), last_mean = at::empty_like(mean_), last_var = at::empty_like(var_);
+  const auto y = at::empty_like(x_), last_count = at::empty_like(count_), last_mean = at::empty_like(mean_),
+             last_var = at::empty_like(var_);
   const auto steps = [&](int64_t L) {
-    return keep_steps ? at::empty({shape.B, L, shape.G}, mean_.options()) : at::Tensor();
+    return keep_steps ? at::empty({shape.B, shape.G, L}, mean_.options()) : at::Tensor();
   };
   const auto step_mean = steps(shape.L + 1), step_rstd = steps(shape.L);
-  const auto work = scratch_memory(shape, x);
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
     cuda::timestep_norm_forward<T>(shape,
                                    {.x = pointer<T>(x_),
@@ -49,9 +44,8 @@ Tensors6 run_forward(const at::Tensor& x, const at::Tensor& weight, const at::Te
                                     .last_var = mutable_pointer<float>(last_var),
                                     .step_mean = mutable_pointer<float>(step_mean),
                                     .step_rstd = mutable_pointer<float>(step_rstd)},
-                                   work.mutable_data_ptr(), stream);
+                                   mutable_pointer<int64_t>(last_count), stream);
   });
-  const auto last_count = padding_mask ? count + padding_mask->eq(0).sum(1) : count + shape.L;
   return {y, last_count, last_mean, last_var, step_mean, step_rstd};
 }
 
@@ -76,7 +70,7 @@ Tensors4 run_step(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 }
 
 Tensors4 infer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& count,
-               const at::Tensor& mean, const at::Tensor& var, const Mask& padding_mask, double eps) {
+               const at::Tensor& mean, const at::Tensor& var, const Optional& padding_mask, double eps) {
   const int64_t features = x.size(2) / mean.size(1);
   if (x.size(1) == 1 && !padding_mask && features >= 2 && features <= cuda::kMostNormStepFeatures)
     return run_step(x, weight, bias, count, mean, var, eps);
@@ -87,27 +81,27 @@ Tensors4 infer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& 
 
 Tensors6 forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                  const at::Tensor& count, const at::Tensor& mean, const at::Tensor& var,
-                 const Mask& padding_mask, double eps) {
+                 const Optional& padding_mask, double eps) {
   return run_forward(x, weight, bias, count, mean, var, padding_mask, eps, true);
 }
 
 Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& last_count,
-                  const Mask& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
-                  const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var,
+                  const Optional& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
+                  const at::Tensor& dy, const Optional& d_last_mean, const Optional& d_last_var,
                   at::TensorList added) {
-  const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), step_mean.size(2)};
+  const cuda::TimestepNormShape shape{x.size(0), x.size(1), x.size(2), step_mean.size(1)};
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), dy_ = dy.contiguous();
   const auto count_ = last_count.contiguous();
-  const auto d_last_mean_ = d_last_mean.contiguous(), d_last_var_ = d_last_var.contiguous();
+  const auto d_last_mean_ = d_last_mean ? d_last_mean->contiguous() : at::Tensor(),
+             d_last_var_ = d_last_var ? d_last_var->contiguous() : at::Tensor();
   const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
-  const auto dx = at::empty_like(x_), d_mean = at::empty_like(d_last_mean_), d_var = at::empty_like(d_mean);
+  const auto dx = at::empty_like(x_), d_mean = at::empty({shape.B, shape.G}, step_mean.options()),
+             d_var = at::empty_like(d_mean);
   std::array<at::Tensor, 2> added_;
   TORCH_CHECK(added.size() <= added_.size() && (added.empty() || !padding_mask),
               "timestep_norm_backward: expected at most two gradients to add, and no mask beside them");
   std::transform(added.begin(), added.end(), added_.begin(), [](const auto& d) { return d.contiguous(); });
-  const auto work = scratch_memory(shape, x);
-  const int64_t tiles = (shape.L + cuda::kTimestepNormTile - 1) / cuda::kTimestepNormTile;
-  const auto sums = at::empty({shape.B * tiles, 2, shape.D}, step_mean.options());
+  const auto sums = at::empty({shape.B * cuda::timestep_norm_units(shape), 2, shape.D}, step_mean.options());
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
     cuda::timestep_norm_backward<T>(shape,
                                     {.x = pointer<T>(x_),
@@ -124,7 +118,7 @@ Tensors5 backward(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
                                      .d_bias = nullptr,
                                      .d_mean = mutable_pointer<float>(d_mean),
                                      .d_var = mutable_pointer<float>(d_var)},
-                                    {pointer<T>(added_[0]), pointer<T>(added_[1])}, work.mutable_data_ptr(),
+                                    {pointer<T>(added_[0]), pointer<T>(added_[1])},
                                     mutable_pointer<float>(sums), stream);
   });
   const auto d_parameters = sum_of_blocks(sums);

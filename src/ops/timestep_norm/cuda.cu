@@ -1,9 +1,9 @@
 #include "ops/timestep_norm/cuda.h"
 
-#include <cuda_pipeline.h>
-#include <math_constants.h>
+#include <algorithm>
+#include <array>
 
-#include "ops/cuda_device.h"
+#include "ops/timestep_norm/cuda_chains.h"
 
 // Shapes: B batch, L steps, D features, G groups, K = D/G features of a group.
 //
@@ -13,502 +13,226 @@
 // is the mean before the first step, 0 where nothing was counted: with much counted, means hardly differ from
 // it.
 //
-// One kernel each way. A tile is kSteps steps of as many groups as a warp reads at once. A block reads it
-// once, sums over the features, waits for the sums of the tiles before it, and writes the result; its next
-// tile is on the way meanwhile. All blocks would wait for the slowest and then all read, all compute, all
-// write: so a tile goes through its block in two parts, and between the first and the second comes the first
-// part of the block's next tile. A tile's sum is told long before the tiles after it ask, and hardly any
-// waits.
+// One kernel each way, see cuda_chains.h.
 namespace megalodon::ops::cuda {
 namespace {
+using namespace chains;
 
-constexpr int kSteps = kTimestepNormTile, kThreads = 256, kWarps = kThreads / 32;
-constexpr int kRows = kSteps / kWarps;        // of a thread: steps `warp`, `warp` + kWarps, ...
-constexpr int kChunk = 32;                    // tiles
-static_assert(kSteps == 32 && kChunk == 32);  // a lane each
-// Blocks of a multiprocessor, by their registers and, backward, shared memory; multiprocessors.
-constexpr int kForwardBlocks = 4, kBackwardBlocks = 3, kProcessors = 132;
+constexpr int kBlocks = 2;                          // of a multiprocessor
+constexpr int kForwardRows = 8, kBackwardRows = 4;  // of a thread in a tile
 
-struct alignas(16) Sums {
-  double s, q;
-};
-__device__ Sums operator+(Sums a, Sums b) {
-  return {a.s + b.s, a.q + b.q};
-}
-
-std::int64_t count_tiles(const TimestepNormShape& s) {
-  return ceil_div(s.L, kSteps);
-}
-std::int64_t count_totals(const TimestepNormShape& s) {
-  const std::int64_t tiles = count_tiles(s);
-  return s.B * s.G * (tiles + ceil_div(tiles, kChunk));
-}
-
-// How the groups lie in tiles, and memory for what blocks tell each other, which starts as all ones.
-struct Plan {
-  int K, lane_bits, groups;  // log2 of the lanes of a group; groups of a warp, which are those of a tile
-  float scale;               // 1/K
-  int slices, tiles;         // tiles across the groups and along the steps of a sequence
-  int last_steps;            // of the last of those
-  unsigned chains;           // of tiles, along the steps
-  unsigned* taken;           // tickets, less one
-  Sums* totals;              // [B, G, tiles + chunks]
-
-  // V features a lane.
-  Plan(const TimestepNormShape& s, int V, void* work)
-      : K(static_cast<int>(s.D / s.G)),
-        lane_bits(0),
-        scale(1 / static_cast<float>(K)),
-        taken(static_cast<unsigned*>(work)),
-        totals(static_cast<Sums*>(work) + 1) {
-    while (V << lane_bits < K && lane_bits < 5) ++lane_bits;
-    groups = 32 >> lane_bits;
-    slices = static_cast<int>(ceil_div(s.G, groups)), tiles = static_cast<int>(count_tiles(s));
-    last_steps = static_cast<int>(s.L - std::int64_t{tiles - 1} * kSteps);
-    chains = static_cast<unsigned>(s.B * slices);
-  }
-  __device__ int lanes() const { return 1 << lane_bits; }
-  unsigned blocks(int of_processor) const {
-    return grid_size(std::int64_t{chains} * tiles, of_processor * kProcessors);
-  }
-};
-
-// Tiles have their turns by tickets, of thread 0. A block may hold several, but waits for the smaller first,
-// and a tile waits only for tiles of smaller tickets: those are with blocks that run.
-__device__ unsigned take_ticket(const Plan& plan) {
-  return threadIdx.x == 0 ? atomicAdd(plan.taken, 1) : 0;
-}
-// Where a tile is.
-struct Place {
-  int b, first_group, turn;  // the turn among the tiles of the sequence, plan.tiles or more: none is left
-};
-__device__ Place place_of(const Plan& plan, unsigned ticket) {
-  ++ticket;  // the memory began with all ones
-  const unsigned turn = ticket / plan.chains, chain = ticket % plan.chains, b = chain / plan.slices;
-  return {static_cast<int>(b), static_cast<int>(chain - b * plan.slices) * plan.groups,
-          static_cast<int>(turn)};
-}
-
-// A thread's share of a tile: V columns of the rows, and those 32 V further on where a group is wider.
-template <int V, bool kKept>
-struct Share {
-  int b, first_group, groups, tile, steps;  // of the tile: its groups, its index along the steps, its steps
-  int g, first;                             // the thread's group of the tile; its first feature of the group
-
-  __device__ Share(const TimestepNormShape& s, const Plan& plan, Place at, bool backward)
-      : b(at.b),
-        first_group(at.first_group),
-        groups(min(static_cast<int>(s.G) - first_group, plan.groups)),
-        tile(backward ? plan.tiles - 1 - at.turn : at.turn),
-        steps(tile == plan.tiles - 1 ? plan.last_steps : kSteps),
-        g(lane() >> plan.lane_bits),
-        first(g < groups ? (lane() & (plan.lanes() - 1)) * V : plan.K) {}  // none
-  __device__ static int warp() { return threadIdx.x / 32; }
-  __device__ static int lane() { return threadIdx.x % 32; }
-  __device__ static int step(int r) { return r * kWarps + warp(); }  // of the tile
-  __device__ bool has_row(int r) const { return step(r) < steps; }
-  __device__ std::int64_t first_step() const { return std::int64_t{tile} * kSteps; }
-  __device__ std::int64_t row(const TimestepNormShape& s) const { return b * s.L + first_step() + warp(); }
-  __device__ int group() const { return first_group + min(g, groups - 1); }
-  __device__ int column(const Plan& plan) const { return group() * plan.K + first; }
-  __device__ std::int64_t first_element(const TimestepNormShape& s, const Plan& plan) const {
-    return row(s) * s.D + column(plan);
-  }
-  __device__ bool is_first() const { return first == 0; }  // lane of a group
-  // f(offset of the columns)
-  template <class F>
-  __device__ void for_columns(const Plan& plan, F&& f) const {
-    for (int offset = 0; first + offset < plan.K; offset += 32 * V) {
-      f(offset);
-      if constexpr (kKept) break;
-    }
-  }
-  // f(step, group of the tile, index in [B, L, G]) for the warp's rows, shared by its lanes.
-  template <class F>
-  __device__ void for_statistics(const TimestepNormShape& s, const Plan& plan, F&& f) const {
-    const int group_bits = 5 - plan.lane_bits;
-#pragma unroll 1
-    for (int i = lane(); i < kRows << group_bits; i += 32) {
-      const int r = i >> group_bits, g = i & (plan.groups - 1);
-      if (g < groups && has_row(r)) f(step(r), g, (row(s) + r * kWarps) * s.G + first_group + g);
-    }
-  }
-};
-
-// A thread's rows of a tile of x. They come once, into shared memory, where only the thread itself reads
-// them; where a group is too wide they are read from x each time. What is read of rows that are not there
-// means nothing.
-template <class T, int V, bool kKept>
-struct Rows {
-  static constexpr int kPacks = kKept ? kRows * kThreads : 0;  // of a tile
-
-  const T* x;  // the first element
-  std::int64_t pitch;
-  Pack<T, V>* kept;
-
-  __device__ Rows(const T* x, const TimestepNormShape& s, const Plan& plan, const Share<V, kKept>& own,
-                  uint4* shared, int place)
-      : x(x + own.first_element(s, plan)),
-        pitch(kWarps * s.D),
-        kept(reinterpret_cast<Pack<T, V>*>(shared) + place * kPacks + threadIdx.x) {}
-
-  // To be committed and waited for.
-  __device__ void start(const Plan& plan, const Share<V, kKept>& own) const {
-    if (!kKept || own.first >= plan.K) return;
-    const T* from = x;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r, from += pitch) {
-      if (!own.has_row(r)) break;
-      Pack<T, V>* const to = kept + r * kThreads;
-      if constexpr (sizeof(*to) >= 4) {
-        __pipeline_memcpy_async(to, from, sizeof(*to));
-      } else {
-        *to = load_pack<V>(from);
-      }
-    }
-  }
-  __device__ void read(const Share<V, kKept>& own, int r, int offset, float (&to)[V]) const {
-    if constexpr (kKept) {
-      unpack(kept[r * kThreads], to);
-    } else {
-      unpack(own.has_row(r) ? load_pack<V>(x + r * pitch + offset) : Pack<T, V>{}, to);
-    }
-  }
-};
-
-// Counted steps of sequence b among `begin` .. `end` - 1, for all threads of the block.
-__device__ std::int64_t counted(const std::uint8_t* mask, const TimestepNormShape& s, std::int64_t b,
-                                std::int64_t begin, std::int64_t end) {
-  if (mask == nullptr) return end - begin;
-  __shared__ unsigned long long total;
-  if (threadIdx.x == 0) total = 0;
-  __syncthreads();
-  unsigned mine = 0;
-#pragma unroll 4
-  for (std::int64_t t = begin + threadIdx.x; t < end; t += kThreads) mine += mask[b * s.L + t] == 0;
-  mine = __reduce_add_sync(~0u, mine);
-  if (threadIdx.x % 32 == 0) atomicAdd(&total, static_cast<unsigned long long>(mine));
-  __syncthreads();
-  return static_cast<std::int64_t>(total);
-}
-
-// Which steps of a tile count: those that are there and not padded.
-struct Counts {
-  unsigned bits;
-  std::int64_t before;  // counted steps before the tile, earlier calls' too
-
-  Counts() = default;
-  template <int V, bool kKept>
-  __device__ Counts(const std::uint8_t* mask, const TimestepNormShape& s, const Share<V, kKept>& own) {
-    bits = ~0u >> (kSteps - own.steps);
-    if (mask == nullptr) return;
-    const int t = min(own.lane(), own.steps - 1);
-    bits &= __ballot_sync(~0u, mask[own.b * s.L + own.first_step() + t] == 0);
-  }
-  __device__ bool has(int t) const { return (bits >> t & 1) != 0; }
-  __device__ std::int64_t until(int t) const {  // with t
-    return before + __popc(bits & (~0u >> (kSteps - 1 - t)));
-  }
-};
-
-// Zeros where steps are padded.
-template <class T, int V, bool kKept>
-__device__ void clear_padding(const TimestepNormShape& s, const Plan& plan, const Share<V, kKept>& own,
-                              const Counts& counts, T* of) {
-  own.for_columns(plan, [&](int offset) {
-    T* to = of + own.first_element(s, plan) + offset;
-    for (int r = 0; r < kRows; ++r, to += kWarps * s.D) {
-      if (own.has_row(r) && !counts.has(own.step(r))) store<V>({}, to);
-    }
-  });
-}
-
-// What is known of each step and group of a tile, in shared memory.
-template <class Step>
-struct StepArray {
-  Step* data;
-  static constexpr int kPitch = kSteps + 1;
-  __device__ Step& operator()(int t, int g) const { return data[g * kPitch + t]; }
+// Of a step and group: of its features alone, then the sums of the tile's steps until it, with it.
+union StepSums {
+  struct Moments {
+    float first, distance, variance;  // mean = first + distance
+  } moments;
+  struct Products {
+    float h, hu;  // sums of h and h (x - mean), h = dy (1 + weight)
+  } products;
+  Sums sums;
 };
 // y = ((x - mean) rstd + rest) (1 + weight) + bias: mean is center + distance rounded, rest the rounding.
-union ForwardStep {
-  struct {
-    float distance, variance;
-  } alone;    // of the step's features
-  Sums sums;  // of the tile's steps until it, with it
-  struct {
-    float distance, rstd, mean, rest;
-  } all;  // of all steps until it
+struct Normal {
+  float mean, rstd, rest;
 };
-// dx = h rstd + slope (x - mean) + constant, h = dy (1 + weight).
-struct alignas(16) BackwardStep {
-  float distance, rstd, slope, constant;  // the last two: the sums of h (x - mean) and h until then
+// dx = h rstd + slope (x - mean) + constant
+struct alignas(8) KnownStep {
+  float distance, rstd;
 };
-template <class Step>
-std::size_t step_bytes(const Plan& plan) {
-  return sizeof(Step) * StepArray<Step>::kPitch * plan.groups;
-}
-
-// x/n for a count n > 0, exact where x is a multiple of n. Unlike a division and a root it calls nothing, and
-// so does the next: around a call registers are saved.
-struct Divisor {
-  double n, reciprocal;
-
-  __device__ explicit Divisor(std::int64_t count) : n(static_cast<double>(count)) {
-    reciprocal = __fdividef(1, static_cast<float>(count));
-#pragma unroll
-    for (int i = 0; i < 2; ++i) reciprocal = fma(fma(-n, reciprocal, 1.0), reciprocal, reciprocal);
-  }
-  __device__ double operator()(double x) const {
-    const double quotient = x * reciprocal;
-    return fma(fma(-n, quotient, x), reciprocal, quotient);
-  }
+struct alignas(8) Line {
+  float slope, constant;
 };
-
-__device__ float reciprocal_root(float x) {
-  const float r = rsqrtf(x);
-  return fmaf(0.5f * r, fmaf(-x * r, r, 1), r);
-}
-
-// Each becomes its sum over `lanes` neighbouring lanes.
-__device__ void group_sums(float (&x)[kRows], unsigned lanes) {
-  for (unsigned offset = lanes / 2; offset > 0; offset /= 2) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) x[i] += __shfl_xor_sync(~0u, x[i], offset);
-  }
-}
-
-// Prefix sums of a warp's numbers, each with itself. Returns the sum of all.
-__device__ Sums scan(Sums& sum) {
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const Sums before{__shfl_up_sync(~0u, sum.s, offset), __shfl_up_sync(~0u, sum.q, offset)};
-    if (threadIdx.x % 32 >= offset) sum = before + sum;
-  }
-  return {__shfl_sync(~0u, sum.s, 31), __shfl_sync(~0u, sum.q, 31)};
-}
-
-// All ones is a NaN that no sum becomes: a number tells by itself that it is there.
-__device__ void publish(Sums sums, Sums* to) {
-  const double s = isnan(sums.s) ? CUDART_NAN : sums.s, q = isnan(sums.q) ? CUDART_NAN : sums.q;
-  asm volatile("st.relaxed.gpu.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(s), "d"(q) : "memory");
-}
-__device__ Sums look(const Sums* from) {
-  Sums sums;
-  asm volatile("ld.relaxed.gpu.global.v2.f64 {%0, %1}, [%2];"
-               : "=d"(sums.s), "=d"(sums.q)
-               : "l"(from)
-               : "memory");
-  return sums;
-}
-__device__ bool is_there(Sums sums) {
-  return __double_as_longlong(sums.s) != -1 && __double_as_longlong(sums.q) != -1;
-}
-
-// What the tiles of a group tell each other along the steps of a sequence, by their turns: each its sum, the
-// last of a chunk the sum until it. For a warp.
-struct Chain {
-  Sums *of_tile, *until_chunk;  // with it
-
-  __device__ Chain(const TimestepNormShape& s, const Plan& plan, std::int64_t b, std::int64_t group) {
-    const int chunks = (plan.tiles + kChunk - 1) / kChunk;
-    of_tile = plan.totals + (b * s.G + group) * (std::int64_t{plan.tiles} + chunks);
-    until_chunk = of_tile + plan.tiles;
-  }
-  __device__ void tell(int turn, Sums total) const {
-    if (threadIdx.x % 32 == 0) publish(total, of_tile + turn);
-  }
-  // `until` of the last lane is the sum until this tile.
-  __device__ void pass_on(int turn, Sums until) const {
-    if (turn % kChunk == kChunk - 1 && threadIdx.x % 32 == 31) publish(until, until_chunk + turn / kChunk);
-  }
-  // The sum of the tiles before. Always added up in the same order: what is before the chunk before, from its
-  // last tile, and each tile since then. So a chunk's time goes by until that first sum is needed.
-  __device__ Sums before(int turn) const {
-    const int lane = threadIdx.x % 32, chunk = turn / kChunk, first = max(chunk - 1, 0) * kChunk + lane,
-              second = first + kChunk;
-    // A chunk's last tile is never before another of its chunk: its lane takes what was before both chunks.
-    const bool takes_chunk = chunk > 1 && lane == 31;
-    const Sums* const from[2] = {of_tile + first, takes_chunk ? until_chunk + chunk - 2 : of_tile + second};
-    bool missing[2] = {first < turn, takes_chunk || second < turn};
-    Sums sums[2] = {};
-    do {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (!missing[i]) continue;
-        sums[i] = look(from[i]);
-        missing[i] = !is_there(sums[i]);
-      }
-    } while (__any_sync(~0u, missing[0] || missing[1]));
-    Sums sum = sums[0] + sums[1];
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-      sum = sum + Sums{__shfl_xor_sync(~0u, sum.s, offset), __shfl_xor_sync(~0u, sum.q, offset)};
-    return sum;
-  }
-};
-
-// Three tiles are in shared memory: one to be written, one to be summed up, one on its way.
-constexpr int kForwardTiles = 3;
 
 template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks)
-    forward(TimestepNormShape s, TimestepNormForward<T> a, Plan plan) {
+constexpr int kForwardPacks = kKept ? kForwardRows * 32 : 0;  // of a tile
+
+template <class T, int V, bool kKept>
+std::size_t forward_bytes(const Plan& plan) {
+  return kWarps * (kStages * kForwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
+                   (sizeof(StepSums) + sizeof(Normal)) * count_steps(plan)) +
+         Chain::bytes(plan);
+}
+
+template <class T, int V, bool kKept>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    forward(TimestepNormShape s, TimestepNormForward<T> a, std::int64_t* last_count, Plan plan) {
   extern __shared__ uint4 shared[];
-  __shared__ Place places[4];  // of tile i of the block: i % 4
-  using Tile = Rows<T, V, kKept>;
-  auto* const steps =
-      reinterpret_cast<ForwardStep*>(reinterpret_cast<Pack<T, V>*>(shared) + kForwardTiles * Tile::kPacks);
-  const auto step_array = [&](int i) {
-    return StepArray<ForwardStep>{steps + i % 2 * StepArray<ForwardStep>::kPitch * plan.groups};
-  };
-  const auto tile_of = [&](const Share<V, kKept>& own, int i) {
-    return Tile(a.x, s, plan, own, shared, i % kForwardTiles);
-  };
-  const auto is_tile = [&](int i) { return places[i % 4].turn < plan.tiles; };
-  const auto start = [&](int i) {
-    if (is_tile(i)) {
-      const Share<V, kKept> own(s, plan, places[i % 4], false);
-      tile_of(own, i).start(plan, own);
-    }
-    __pipeline_commit();
-  };
-  // Mean and variance of each step of tile i; all but the tile that was started last have come.
-  const auto sum_up = [&](int i) {
-    const Share<V, kKept> own(s, plan, places[i % 4], false);
-    const Tile x = tile_of(own, i);
-    const StepArray<ForwardStep> step = step_array(i);
-    const float mean_before = a.mean[own.b * s.G + own.group()],
-                center = a.count[own.b] > 0 ? mean_before : 0;
-    __pipeline_wait_prior(1);
-    float mean[kRows] = {}, squares[kRows] = {};
-    own.for_columns(plan, [&](int offset) {
+  constexpr int kPacks = kForwardPacks<T, V, kKept>;
+  const Place<V, kKept> at(s, plan);
+  auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
+  const Chain chain(plan, at.unit, packs + kWarps * kStages * kPacks);
+  auto* const step_sums = static_cast<StepSums*>(chain.end());
+  const int steps_of_tile = count_steps(plan);
+  const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
+  const StepArray normal_of(
+      reinterpret_cast<Normal*>(step_sums + kWarps * steps_of_tile) + at.warp() * steps_of_tile, plan);
+  const Features<T, V, kForwardRows, kKept> x(a.x, s, plan, at, packs + at.warp() * kStages * kPacks);
+  const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, false); };
+  const auto place_of = [&](int round) { return round % kStages * kPacks; };
+
+  wait_for_previous();
+  const std::int64_t prior = a.count[at.b];
+  for (int g = at.lane(); g < at.groups; g += 32) {
+    const std::int64_t of_state = at.b * s.G + at.first_group + g;
+    chain.before[g] = {{0, prior > 0 ? static_cast<double>(prior) * a.var[of_state] : 0},
+                       prior > 0 ? a.mean[of_state] : 0};
+  }
+  float weight[V] = {}, bias[V] = {};
+  const auto load_parameters = [&](int offset) {
+    load(a.weight + at.column(plan) + offset, weight);
+    load(a.bias + at.column(plan) + offset, bias);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < V; ++j) weight[j] += 1;
+  };
+  if (kKept && at.first < plan.K) load_parameters(0);
+
+  const std::int64_t of_chain = at.b * s.G + at.first_group;
+  float* const step_mean = a.step_mean + of_chain * (s.L + 1);
+  float* const step_rstd = a.step_rstd + of_chain * s.L;
+  std::int64_t counted_steps = prior, counted_until = 0;
+  Counts coming, now;  // of the tile that was summed up last, and the one before
+  // The statistics of a row and group alone: of the lane's row, about its first feature, which is as near as
+  // any; or of all rows of the tile, about the mean.
+  const bool is_narrow = kKept && plan.is_narrow();
+  const auto row_moments = [&](int place, int g) {
+    const auto* const row = x.row(place, at.lane());
+    const int swizzle = at.lane() % 8, of_group = g << plan.lane_bits;
+    const float first = to_float(row[of_group ^ swizzle].value[0]);
+    float sums[2] = {}, squares[2] = {};
+#pragma unroll 4
+    for (int k = 0; k * V < plan.K; ++k) {
+      float v[V];
+      unpack(row[(of_group + k) ^ swizzle], v);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const float u = v[j] - first;
+        sums[j % 2] += u, squares[j % 2] = fmaf(u, u, squares[j % 2]);
+      }
+    }
+    const float distance = (sums[0] + sums[1]) * plan.scale;
+    return StepSums::Moments{first, distance,
+                             fmaxf(fmaf(-distance, distance, (squares[0] + squares[1]) * plan.scale), 0)};
+  };
+  const auto sum_rows = [&](const Tile& tile, int place) {
+    float mean[kForwardRows] = {}, squares[kForwardRows] = {};
+    at.for_columns(plan, [&](int offset) {
+#pragma unroll
+      for (int r = 0; r < kForwardRows; ++r) {
         float v[V];
-        x.read(own, r, offset, v);
+        unpack(x.read(at, tile, place, r, offset), v);
 #pragma unroll
         for (int j = 0; j < V; ++j) mean[r] += v[j];
       }
     });
     group_sums(mean, plan.lanes());
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) mean[r] *= plan.scale;
-    own.for_columns(plan, [&](int offset) {
+    for (int r = 0; r < kForwardRows; ++r) mean[r] *= plan.scale;
+    at.for_columns(plan, [&](int offset) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kForwardRows; ++r) {
         float v[V];
-        x.read(own, r, offset, v);
+        unpack(x.read(at, tile, place, r, offset), v);
 #pragma unroll
         for (int j = 0; j < V; ++j) squares[r] += (v[j] - mean[r]) * (v[j] - mean[r]);
       }
     });
     group_sums(squares, plan.lanes());
-    if (own.is_first()) {
+    if (at.is_first()) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r)
-        step(own.step(r), own.g).alone = {mean[r] - center, squares[r] * plan.scale};
+      for (int r = 0; r < kForwardRows; ++r)
+        sums_of(at.step(r), at.g).moments = {mean[r], 0, squares[r] * plan.scale};
     }
+    __syncwarp();
   };
-  // The sums of tile i, its own told to the tiles after it.
-  const auto tell_sums = [&](int i) {
-    const Share<V, kKept> own(s, plan, places[i % 4], false);
-    const Counts counts(a.mask, s, own);
-    for (int g = kWarps - 1 - own.warp(); g < own.groups; g += kWarps) {  // other warps than those that wait
-      ForwardStep& step = step_array(i)(own.lane(), g);
-      const double distance = step.alone.distance;
+  // The sums over the tile's features, and over its steps.
+  const auto sum_up = [&](int round) {
+    const Tile tile = tile_of(round);
+    __syncwarp();  // what other lanes brought
+    if (tile.steps > 0) {
+      counted_steps += counted(a.mask, s, at.b, counted_until, tile.first_step);
+      counted_until = tile.first_step;
+      if (!is_narrow) sum_rows(tile, place_of(round));
+    }
+    coming = Counts(a.mask, s, at.b, tile, counted_steps);
+    for (int g = 0; g < at.groups; ++g) {
       Sums sums{0, 0};
-      if (counts.has(own.lane())) sums = {distance, step.alone.variance + distance * distance};
-      const Sums total = scan(sums);
-      Chain(s, plan, own.b, own.first_group + g).tell(own.tile, total);
-      step.sums = sums;
+      if (coming.has(at.lane())) {
+        const auto own = is_narrow ? row_moments(place_of(round), g) : sums_of(at.lane(), g).moments;
+        const double distance = static_cast<double>(own.first) - chain.before[g].center + own.distance;
+        sums = {distance, own.variance + distance * distance};
+      }
+      sums = scan(sums);
+      chain.tell(round, g, sums);
+      if (at.lane() < plan.steps) sums_of(at.lane(), g).sums = sums;
     }
   };
-
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) places[i] = place_of(plan, take_ticket(plan));
-  }
-  __syncthreads();
-  start(0);
-  for (int coming = 0; coming == 0 || is_tile(coming - 1); ++coming) {
-    start(coming + 1);
-    const unsigned ticket = take_ticket(plan);
-    if (is_tile(coming)) sum_up(coming);
-    if (threadIdx.x == 0) places[(coming + 2) % 4] = place_of(plan, ticket);
-    __syncthreads();
-    if (is_tile(coming)) tell_sums(coming);
-    if (coming == 0) continue;
-
-    const int i = coming - 1;
-    const Share<V, kKept> own(s, plan, places[i % 4], false);
-    const Tile x = tile_of(own, i);
-    const StepArray<ForwardStep> step = step_array(i);
-    Counts counts(a.mask, s, own);
-    const std::int64_t prior = a.count[own.b];
-    counts.before = prior + counted(a.mask, s, own.b, 0, own.first_step());
-
-    // The statistics with each step.
-    for (int g = own.warp(); g < own.groups; g += kWarps) {
-      const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
-      const int t = own.lane();
-      const float mean_0 = a.mean[of_state], var_0 = a.var[of_state], from = prior > 0 ? mean_0 : 0;
-      const Chain chain(s, plan, own.b, group);
-      Sums sums = chain.before(own.tile) + step(t, g).sums;
-      chain.pass_on(own.tile, sums);
-      if (prior > 0) sums.q += static_cast<double>(prior) * var_0;
-      const std::int64_t n = counts.until(t);
+  // The statistics with each step.
+  const auto settle = [&](int round) {
+    const Tile tile = tile_of(round);
+    now = coming;
+    if (tile.steps == 0) return;
+    const int t = at.lane();
+    for (int g = 0; g < at.groups; ++g) {
+      const std::int64_t group = at.first_group + g, of_state = at.b * s.G + group;
+      const Sums before = chain.until(round, g);
+      if (t >= plan.steps) continue;
+      const Sums sums = before + sums_of(t, g).sums;
+      const float from = chain.before[g].center;
+      const std::int64_t n = now.until(t);
       const Divisor by_n(n);
-      const double distance = n > prior ? by_n(sums.s) : mean_0 - from,
-                   var = n > prior ? fmax(0.0, by_n(sums.q) - distance * distance) : var_0;
+      double distance = by_n(sums.s), var = by_n(sums.q) - distance * distance;
+      if (var < 0) var = 0;
+      if (n == prior) distance = a.mean[of_state] - from, var = a.var[of_state];  // nothing counted yet
       const float mean = static_cast<float>(from + distance),
                   rstd = reciprocal_root(static_cast<float>(var) + a.eps);
-      step(t, g).all = {static_cast<float>(distance), rstd, mean,
-                        static_cast<float>(mean - (from + distance)) * rstd};
-      if (own.tile == plan.tiles - 1 && t == kSteps - 1)
-        a.last_mean[of_state] = mean, a.last_var[of_state] = static_cast<float>(var);
-      if (own.tile == 0 && t == 0 && a.step_mean != nullptr)
-        a.step_mean[own.b * (s.L + 1) * s.G + group] = from;
-    }
-    __syncthreads();
-
-    own.for_columns(plan, [&](int offset) {
-      float weight[V], bias[V];
-      load(a.weight + own.column(plan) + offset, weight);
-      load(a.bias + own.column(plan) + offset, bias);
-#pragma unroll
-      for (int j = 0; j < V; ++j) weight[j] += 1;
-      T* to = a.y + own.first_element(s, plan) + offset;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r, to += x.pitch) {
-        const auto now = step(own.step(r), own.g).all;
-        float y[V];
-        x.read(own, r, offset, y);
-#pragma unroll
-        for (int j = 0; j < V; ++j)
-          y[j] = fmaf(fmaf(y[j] - now.mean, now.rstd, now.rest), weight[j], bias[j]);
-        if (counts.has(own.step(r))) store(y, to);
+      normal_of(t, g) = {mean, rstd, static_cast<float>(mean - (from + distance)) * rstd};
+      if (a.step_mean != nullptr && t < tile.steps) {
+        float* const to = step_mean + g * (s.L + 1) + tile.first_step;
+        to[1 + t] = static_cast<float>(distance);
+        step_rstd[g * s.L + tile.first_step + t] = rstd;
+        if (tile.index == 0 && t == 0) to[0] = from;
       }
-    });
-    if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.y);
-    if (a.step_mean != nullptr) {
-      own.for_statistics(s, plan, [&](int t, int g, std::int64_t to) {
-        const auto now = step(t, g).all;
-        a.step_mean[to + (own.b + 1) * s.G] = now.distance, a.step_rstd[to] = now.rstd;
-      });
+      if (tile.index == plan.tiles - 1 && t == plan.steps - 1) {
+        a.last_mean[of_state] = mean, a.last_var[of_state] = static_cast<float>(var);
+        if (group == 0) last_count[at.b] = n;
+      }
     }
+  };
+  const auto write = [&](int round) {
+    const Tile tile = tile_of(round);
+    if (tile.steps == 0) return;
+    with_all(now.are_all(plan.steps), [&]<bool kAll>() {
+      at.for_columns(plan, [&](int offset) {
+        if constexpr (!kKept) load_parameters(offset);
+        T* to = a.y + (x.first - a.x) + tile.first_step * s.D + offset;
+#pragma unroll
+        for (int r = 0; r < kForwardRows; ++r, to += at.row_step * s.D) {
+          const Normal with_step = normal_of(at.step(r), at.g);
+          float y[V];
+          unpack(x.read(at, tile, place_of(round), r, offset), y);
+#pragma unroll
+          for (int j = 0; j < V; ++j)
+            y[j] = fmaf(fmaf(y[j] - with_step.mean, with_step.rstd, with_step.rest), weight[j], bias[j]);
+          if (kAll || now.has(at.step(r))) store(y, to);
+        }
+      });
+    });
+    if (a.mask != nullptr) clear_padding(s, plan, at, tile, now, a.y);
     __syncwarp();  // the steps have been read
-  }
+  };
+  go_through_tiles(plan, settle, sum_up, write,
+                   [&](int round) { x.start(plan, at, tile_of(round), place_of(round)); });
 }
 
 // What is added to a tile of dx, into the second cache.
-template <class T, int V, bool kKept>
-__device__ void fetch_added(const T* added, const TimestepNormShape& s, const Plan& plan,
-                            const Share<V, kKept>& own) {
+template <class T, int V, int kRows, bool kKept>
+__device__ void fetch_added(const T* added, std::int64_t first, const TimestepNormShape& s, const Plan& plan,
+                            const Place<V, kKept>& at, const Tile& tile) {
   if (added == nullptr) return;
-  own.for_columns(plan, [&](int offset) {
-    const T* from = added + own.first_element(s, plan) + offset;
-    for (int r = 0; r < kRows; ++r, from += kWarps * s.D) {
-      if (own.has_row(r)) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  at.for_columns(plan, [&](int offset) {
+    const T* from = added + first + offset;
+    for (int r = 0; r < kRows; ++r, from += at.row_step * s.D) {
+      if (at.step(r) < tile.steps) prefetch(from);
     }
   });
 }
@@ -521,242 +245,256 @@ __device__ void add_to(float (&v)[V], const T* added, std::int64_t at) {
   for (int j = 0; j < V; ++j) v[j] += more[j];
 }
 
-// The gradients of weight and bias of a tile are summed in what was its x, V columns a thread in packs.
-template <int V>
-constexpr int kSumsOfPack = V < 4 ? V : 4;
-template <int V>
-constexpr int kSumPacks = 2 * V / kSumsOfPack<V>;
-template <int V>
-using SumPack = Pack<float, kSumsOfPack<V>>;
-// What x and dy take in shared memory; those sums have a place there too.
 template <class T, int V, bool kKept>
-constexpr std::size_t kBackwardTiles =
-    kKept ? 4 * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) : kSumPacks<V> * kThreads * sizeof(SumPack<V>);
-static_assert(kRows * sizeof(Bfloat16) >= 2 * sizeof(float));
+constexpr int kBackwardPacks = kKept ? kBackwardRows * 32 : 0;  // of a tile, of x or dy
+
+template <class T, int V, bool kKept>
+std::size_t backward_bytes(const Plan& plan) {
+  return kWarps * (kStages * 2 * kBackwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
+                   (sizeof(StepSums) + kStages * sizeof(KnownStep) + sizeof(Line)) * count_steps(plan)) +
+         Chain::bytes(plan) + sizeof(float) * 8 * V;
+}
 
 // With u = x - mean and h = dy (1 + weight), the gradients of a step's statistics are
 //   d_mean = -rstd sum(h),   d_var = -rstd^3 sum(h u) / 2,
 // and S and Q get (d_mean - 2 (mean - center) d_var)/n and d_var/n from it and from every step after, so that
 //   dx = h rstd + (dS + 2 (x - center) dQ) / K.
-// These two of the lane's step, the last first, and the steps of the tile after it. Returns the tile's sum.
-__device__ Sums gradient_sums(const BackwardStep& now, const Counts& counts, Sums& sums) {
-  const int t = kSteps - 1 - static_cast<int>(threadIdx.x) % 32;
-  sums = {0, 0};
-  if (counts.has(t)) {
-    const double distance = now.distance;
-    const float d_mean = -now.rstd * now.constant, d_var = -0.5f * now.rstd * now.rstd * now.rstd * now.slope;
-    const Divisor by_n(counts.until(t));
-    sums = {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
-  }
-  return scan(sums);
-}
-
-// dx of a tile, and the sums over its steps for weight and bias, in the place of its x. For all threads.
-template <class T, int V, bool kKept>
-__device__ void write_tile(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
-                           const TimestepNormAdded<T>& added, const Plan& plan, const Share<V, kKept>& own,
-                           const Counts& counts, const Rows<T, V, kKept>& x, const Rows<T, V, kKept>& dy,
-                           const StepArray<BackwardStep>& step, float* parameter_sums) {
-  const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
-  if (a.mask != nullptr) clear_padding(s, plan, own, counts, a.dx);
-  for (int offset = 0; offset < plan.K; offset += 32 * V) {
-    float of_columns[2][V] = {};  // gradients of weight and bias
-    if (own.first + offset < plan.K) {
-      float weight[V];
-      load(a.weight + own.column(plan) + offset, weight);
-#pragma unroll
-      for (int j = 0; j < V; ++j) weight[j] += 1;
-      T* to = a.dx + own.first_element(s, plan) + offset;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r, to += x.pitch) {
-        const BackwardStep now = step(own.step(r), own.g);
-        const float mean = center + now.distance;
-        if (!counts.has(own.step(r))) continue;
-        float v[V], d[V];
-        x.read(own, r, offset, v);
-        dy.read(own, r, offset, d);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const float u = v[j] - mean, scaled = d[j] * now.rstd;
-          of_columns[0][j] += scaled * u, of_columns[1][j] += d[j];
-          v[j] = fmaf(scaled, weight[j], fmaf(now.slope, u, now.constant));
-        }
-        add_to(v, added.first, to - a.dx);
-        add_to(v, added.second, to - a.dx);
-        store(v, to);
-      }
-    }
-    __syncthreads();
-    constexpr int P = kSumsOfPack<V>;
-    auto* const partial = reinterpret_cast<SumPack<V>*>(x.kept - threadIdx.x);
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-#pragma unroll
-      for (int j = 0; j < V; ++j)
-        partial[(k * V + j) / P * kThreads + threadIdx.x].value[j % P] = of_columns[k][j];
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < kSumPacks<V> * 32; i += kThreads) {
-      const int pack = i / 32, lane = i % 32, g = lane >> plan.lane_bits, k = pack * P / V;
-      const int column = (lane & (plan.lanes() - 1)) * V + offset + pack * P % V;
-      if (g >= own.groups || column >= plan.K) continue;
-      float sums[P] = {};
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const SumPack<V> of_warp = partial[pack * kThreads + w * 32 + lane];
-#pragma unroll
-        for (int p = 0; p < P; ++p) sums[p] += of_warp.value[p];
-      }
-      const std::int64_t of_tile = std::int64_t{own.b} * plan.tiles + own.tile;
-      store(sums,
-            parameter_sums + (of_tile * 2 + k) * s.D + (std::int64_t{own.first_group} + g) * plan.K + column);
-    }
-  }
+// These two of a step, n with it.
+__device__ Sums gradient_sums(const KnownStep& now, const StepSums::Products& of, std::int64_t n) {
+  const double distance = now.distance;
+  const float d_mean = -now.rstd * of.h, d_var = -0.5f * now.rstd * now.rstd * now.rstd * of.hu;
+  const Divisor by_n(n);
+  return {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
 }
 
 template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     backward(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormAdded<T> added, Plan plan,
              float* parameter_sums) {
   extern __shared__ uint4 shared[];
-  __shared__ Place places[4];      // of tile i of the block: i % 4
-  using Tile = Rows<T, V, kKept>;  // twice x and dy: more would be a block less of a multiprocessor
-  auto* const steps =
-      reinterpret_cast<BackwardStep*>(shared + kBackwardTiles<T, V, kKept> / sizeof(uint4));  // also twice
-  const auto step_array = [&](int i) {
-    return StepArray<BackwardStep>{steps + i % 2 * StepArray<BackwardStep>::kPitch * plan.groups};
+  constexpr int kPacks = kBackwardPacks<T, V, kKept>;
+  const Place<V, kKept> at(s, plan);
+  auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
+  const Chain chain(plan, at.unit, packs + kWarps * kStages * 2 * kPacks);
+  auto* const weights = static_cast<float*>(chain.end());  // with 1, of the chain
+  auto* const step_sums = reinterpret_cast<StepSums*>(weights + 8 * V);
+  const int steps_of_tile = count_steps(plan);
+  auto* const known_steps = reinterpret_cast<KnownStep*>(step_sums + kWarps * steps_of_tile);
+  auto* const lines = reinterpret_cast<Line*>(known_steps + kWarps * kStages * steps_of_tile);
+  const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
+  const StepArray line_of(lines + at.warp() * steps_of_tile, plan);
+  auto* const own = packs + at.warp() * kStages * 2 * kPacks;
+  const Features<T, V, kBackwardRows, kKept> x(a.x, s, plan, at, own), dy(a.dy, s, plan, at, own + kPacks);
+  const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, true); };
+  const auto place_of = [&](int round) { return round % kStages * 2 * kPacks; };
+  const auto known_steps_of = [&](int round) {
+    return StepArray(known_steps + (at.warp() * kStages + round % kStages) * steps_of_tile, plan);
   };
-  const auto is_tile = [&](int i) { return places[i % 4].turn < plan.tiles; };
-  const auto share_of = [&](int i) { return Share<V, kKept>(s, plan, places[i % 4], true); };
-  const auto x_of = [&](const Share<V, kKept>& own, int i) {
-    return Tile(a.x, s, plan, own, shared, i % 2 * 2);
-  };
-  const auto dy_of = [&](const Share<V, kKept>& own, int i) {
-    return Tile(a.dy, s, plan, own, shared, i % 2 * 2 + 1);
-  };
-  const auto start = [&](int i) {
-    if (is_tile(i)) {
-      const auto own = share_of(i);
-      x_of(own, i).start(plan, own);
-      dy_of(own, i).start(plan, own);
-      fetch_added(added.first, s, plan, own);
-      fetch_added(added.second, s, plan, own);
-      const auto step = step_array(i);
-      own.for_statistics(s, plan, [&](int t, int g, std::int64_t from) {
-        __pipeline_memcpy_async(&step(t, g).distance, a.step_mean + from + (own.b + 1) * s.G, 4);
-        __pipeline_memcpy_async(&step(t, g).rstd, a.step_rstd + from, 4);
-      });
-    }
-    __pipeline_commit();
-  };
-  // The gradients of mean and variance of each step of tile i.
-  const auto sum_up = [&](int i) {
-    const auto own = share_of(i);
-    const Tile x = x_of(own, i), dy = dy_of(own, i);
-    const auto step = step_array(i);
-    const float center = a.step_mean[own.b * (s.L + 1) * s.G + own.group()];
-    float weight[V] = {};
-    if (own.first < plan.K) load(a.weight + own.column(plan), weight);
-    __pipeline_wait_prior(0);
-    __syncwarp();  // the steps came for other lanes
-    float sum_h[kRows] = {}, sum_hu[kRows] = {};
-    own.for_columns(plan, [&](int offset) {
-      if (offset > 0) load(a.weight + own.column(plan) + offset, weight);
+  // The lane's step of a tile, the last first; further lanes may help with its row.
+  const int t = plan.steps - 1 - at.lane() % plan.steps;
+  const bool is_own = at.lane() < plan.steps, is_narrow = kKept && plan.is_narrow();
+
+  wait_for_previous();
+  const std::int64_t last_count = a.last_count[at.b];
+  const float center = a.step_mean[(at.b * s.G + at.group()) * (s.L + 1)];  // of the lane's columns
+  const auto of_last = [](const float* d, std::int64_t of_state) { return d == nullptr ? 0 : d[of_state]; };
+  for (int g = at.lane(); g < at.groups; g += 32) {
+    const std::int64_t of_state = at.b * s.G + at.first_group + g;
+    const float* const means = a.step_mean + of_state * (s.L + 1);
+    const double d_mean = of_last(a.d_last_mean, of_state), d_var = of_last(a.d_last_var, of_state),
+                 last_mean = means[s.L];
+    const Divisor by_n(last_count);
+    chain.before[g] = {last_count > 0 ? Sums{by_n(d_mean - 2 * last_mean * d_var), by_n(d_var)} : Sums{0, 0},
+                       means[0]};
+  }
+  if (is_narrow) {
+    for (int i = static_cast<int>(threadIdx.x); i < at.groups * plan.K; i += kThreads)
+      weights[i] = 1 + a.weight[at.first_group * plan.K + i];
+    __syncthreads();
+  }
+  float weight[V] = {}, of_columns[2][V] = {};  // the latter: gradients of weight and bias
+  const auto load_weight = [&](int offset) {
+    load(a.weight + at.column(plan) + offset, weight);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const float mean = center + step(own.step(r), own.g).distance;
+    for (int j = 0; j < V; ++j) weight[j] += 1;
+  };
+  if (kKept && at.first < plan.K) load_weight(0);
+  float* const to_sums =
+      parameter_sums + (std::int64_t{at.b} * plan.units + at.unit) * 2 * s.D + at.column(plan);
+  if constexpr (!kKept) {
+    at.for_columns(plan,
+                   [&](int offset) { store<V>({}, to_sums + offset), store<V>({}, to_sums + s.D + offset); });
+  }
+
+  const auto start = [&](int round) {
+    const Tile tile = tile_of(round);
+    if (tile.steps == 0) return;
+    x.start(plan, at, tile, place_of(round));
+    dy.start(plan, at, tile, place_of(round));
+    const std::int64_t first = x.first - a.x + tile.first_step * s.D;
+    fetch_added<T, V, kBackwardRows>(added.first, first, s, plan, at, tile);
+    fetch_added<T, V, kBackwardRows>(added.second, first, s, plan, at, tile);
+    if (at.lane() >= tile.steps) return;
+    const StepArray<KnownStep> known = known_steps_of(round);
+    for (int g = 0; g < at.groups; ++g) {
+      const std::int64_t of_state = at.b * s.G + at.first_group + g, from = tile.first_step + at.lane();
+      KnownStep& to = known(at.lane(), g);
+      __pipeline_memcpy_async(&to.distance, a.step_mean + of_state * (s.L + 1) + 1 + from, 4);
+      __pipeline_memcpy_async(&to.rstd, a.step_rstd + of_state * s.L + from, 4);
+    }
+  };
+
+  std::int64_t counted_steps = last_count, counted_from = s.L;
+  Counts coming, now;  // of the tile that was summed up last, and the one before
+  // The sums of h and h u of a row and group: of the lane's row, or of all rows of the tile.
+  const auto sum_row = [&](int place, int g, float distance) {
+    const float mean = chain.before[g].center + distance;
+    const auto *const row = x.row(place, t), *const dy_row = dy.row(place, t);
+    float sum_h = 0, sum_hu = 0;
+#pragma unroll 2
+    for (int k = at.lane() / plan.steps; k * V < plan.K; k += 32 / plan.steps) {
+      const int i = ((g << plan.lane_bits) + k) ^ t % 8;
+      float v[V], d[V], weight[V];
+      unpack(row[i], v);
+      unpack(dy_row[i], d);
+      load(weights + g * plan.K + k * V, weight);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const float h = d[j] * weight[j];
+        sum_h += h, sum_hu = fmaf(h, v[j] - mean, sum_hu);
+      }
+    }
+    for (int lanes = plan.steps; lanes < 32; lanes *= 2)
+      sum_h += __shfl_xor_sync(~0u, sum_h, lanes), sum_hu += __shfl_xor_sync(~0u, sum_hu, lanes);
+    return StepSums::Products{sum_h, sum_hu};
+  };
+  const auto sum_rows = [&](const Tile& tile, int place, const StepArray<KnownStep>& known) {
+    float sum_h[kBackwardRows] = {}, sum_hu[kBackwardRows] = {};
+    at.for_columns(plan, [&](int offset) {
+      if constexpr (!kKept) load_weight(offset);
+#pragma unroll
+      for (int r = 0; r < kBackwardRows; ++r) {
+        const float mean = center + known(at.step(r), at.g).distance;
         float v[V], d[V];
-        x.read(own, r, offset, v);
-        dy.read(own, r, offset, d);
+        unpack(x.read(at, tile, place, r, offset), v);
+        unpack(dy.read(at, tile, place, r, offset), d);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const float h = fmaf(d[j], weight[j], d[j]);
+          const float h = d[j] * weight[j];
           sum_h[r] += h, sum_hu[r] += h * (v[j] - mean);
         }
       }
     });
     group_sums(sum_h, plan.lanes());
     group_sums(sum_hu, plan.lanes());
-    if (own.is_first()) {
+    if (at.is_first()) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        BackwardStep& to = step(own.step(r), own.g);
-        to.slope = sum_hu[r], to.constant = sum_h[r];
-      }
+      for (int r = 0; r < kBackwardRows; ++r) sums_of(at.step(r), at.g).products = {sum_h[r], sum_hu[r]};
+    }
+    __syncwarp();
+  };
+  // The sums over the tile's features, the gradients of mean and variance of each step, and their sums.
+  const auto sum_up = [&](int round) {
+    const Tile tile = tile_of(round);
+    const StepArray<KnownStep> known = known_steps_of(round);
+    __syncwarp();  // what other lanes brought
+    if (tile.steps > 0) {
+      counted_steps -= counted(a.mask, s, at.b, tile.first_step, counted_from);
+      counted_from = tile.first_step;
+      if (!is_narrow) sum_rows(tile, place_of(round), known);
+    }
+    coming = Counts(a.mask, s, at.b, tile, counted_steps);
+    for (int g = 0; g < at.groups; ++g) {
+      const KnownStep own = known(t, g);
+      const auto products = is_narrow ? sum_row(place_of(round), g, own.distance) : sums_of(t, g).products;
+      const bool counts = is_own && coming.has(t);
+      const Sums sums = scan(counts ? gradient_sums(own, products, coming.until(t)) : Sums{0, 0});
+      chain.tell(round, g, sums);
+      if (is_own) sums_of(t, g).sums = sums;
     }
   };
-
-  // The second part of tile i: what comes from the tiles after it, and its gradients.
-  const auto finish = [&](int i, const Counts& counts) {
-    const auto own = share_of(i);
-    const Tile x = x_of(own, i), dy = dy_of(own, i);
-    const auto step = step_array(i);
-    const std::int64_t last_count = a.last_count[own.b];
-    for (int g = own.warp(); g < own.groups; g += kWarps) {
-      const std::int64_t group = std::int64_t{own.first_group} + g, of_state = own.b * s.G + group;
-      const int t = kSteps - 1 - own.lane(), turn = plan.tiles - 1 - own.tile;
-      const double distance = step(t, g).distance;
-      const double d_last_mean = a.d_last_mean[of_state], d_last_var = a.d_last_var[of_state],
-                   last_mean = a.step_mean[((own.b + 1) * (s.L + 1) - 1) * s.G + group];
-      Sums sums;
-      gradient_sums(step(t, g), counts, sums);
-      const Chain chain(s, plan, own.b, group);
-      sums = chain.before(turn) + sums;
-      chain.pass_on(turn, sums);
-      if (last_count > 0) {
-        const Divisor by_n(last_count);
-        sums = Sums{by_n(d_last_mean - 2 * last_mean * d_last_var), by_n(d_last_var)} + sums;
-      }
-      if (counts.has(t)) {
-        step(t, g).slope = static_cast<float>(2 * sums.q) * plan.scale;
-        step(t, g).constant = static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale;
-      }
-      if (own.tile > 0 || t > 0) continue;
-      a.d_mean[of_state] = static_cast<float>(last_count > 0 ? counts.before * sums.s : d_last_mean);
-      a.d_var[of_state] = static_cast<float>(last_count > 0 ? counts.before * sums.q : d_last_var);
+  // What comes from the tiles after it.
+  const auto settle = [&](int round) {
+    const Tile tile = tile_of(round);
+    now = coming;
+    if (tile.steps == 0) return;
+    const StepArray<KnownStep> known = known_steps_of(round);
+    for (int g = 0; g < at.groups; ++g) {
+      const std::int64_t of_state = at.b * s.G + at.first_group + g;
+      const Sums after = chain.until(round, g);
+      if (!is_own) continue;
+      const Sums sums = after + sums_of(t, g).sums;
+      const double distance = known(t, g).distance;
+      line_of(t, g) = {static_cast<float>(2 * sums.q) * plan.scale,
+                       static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale};
+      if (tile.first_step + t > 0) continue;
+      const auto of_prior = [&](double sum, float d_last) {
+        return last_count > 0 ? static_cast<float>(static_cast<double>(now.before) * sum) : d_last;
+      };
+      a.d_mean[of_state] = of_prior(sums.s, of_last(a.d_last_mean, of_state));
+      a.d_var[of_state] = of_prior(sums.q, of_last(a.d_last_var, of_state));
     }
-    __syncthreads();
-
-    write_tile(s, a, added, plan, own, counts, x, dy, step, parameter_sums);
-    __syncthreads();  // the tile's place is free
   };
+  // dx, and the gradients of weight and bias.
+  const auto write = [&](int round) {
+    const Tile tile = tile_of(round);
+    if (tile.steps == 0) return;
+    const StepArray<KnownStep> known = known_steps_of(round);
+    with_all(now.are_all(plan.steps), [&]<bool kAll>() {
+      at.for_columns(plan, [&](int offset) {
+        if constexpr (!kKept) {
+          load_weight(offset);
+          load(to_sums + offset, of_columns[0]);
+          load(to_sums + s.D + offset, of_columns[1]);
+        }
+        T* to = a.dx + (x.first - a.x) + tile.first_step * s.D + offset;
+#pragma unroll
+        for (int r = 0; r < kBackwardRows; ++r, to += at.row_step * s.D) {
+          const auto [distance, rstd] = known(at.step(r), at.g);
+          const auto [slope, constant] = line_of(at.step(r), at.g);
+          const float mean = center + distance;
+          if (!kAll && !now.has(at.step(r))) continue;
+          float v[V], d[V];
+          unpack(x.read(at, tile, place_of(round), r, offset), v);
+          unpack(dy.read(at, tile, place_of(round), r, offset), d);
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            const float u = v[j] - mean, scaled = d[j] * rstd;
+            of_columns[0][j] = fmaf(scaled, u, of_columns[0][j]), of_columns[1][j] += d[j];
+            v[j] = fmaf(scaled, weight[j], fmaf(slope, u, constant));
+          }
+          add_to(v, added.first, to - a.dx);
+          add_to(v, added.second, to - a.dx);
+          store(v, to);
+        }
+        if constexpr (!kKept)
+          store(of_columns[0], to_sums + offset), store(of_columns[1], to_sums + s.D + offset);
+      });
+    });
+    if (a.mask != nullptr) clear_padding(s, plan, at, tile, now, a.dx);
+    __syncwarp();  // the steps have been read
+  };
+  go_through_tiles(plan, settle, sum_up, write, start);
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) places[i] = place_of(plan, take_ticket(plan));
-  }
-  __syncthreads();
-  start(0);
-  Counts counts, counts_of_coming;
-  for (int coming = 0; coming == 0 || is_tile(coming - 1); ++coming, counts = counts_of_coming) {
-    const unsigned ticket = take_ticket(plan);
-    if (is_tile(coming)) sum_up(coming);
-    if (threadIdx.x == 0) places[(coming + 2) % 4] = place_of(plan, ticket);
-    __syncthreads();
-    if (is_tile(coming)) {
-      const auto own = share_of(coming);
-      counts_of_coming = Counts(a.mask, s, own);
-      counts_of_coming.before = a.last_count[own.b] - counted(a.mask, s, own.b, own.first_step(), s.L);
-      for (int g = kWarps - 1 - own.warp(); g < own.groups; g += kWarps) {
-        Sums sums;
-        const Sums total =
-            gradient_sums(step_array(coming)(kSteps - 1 - own.lane(), g), counts_of_coming, sums);
-        Chain(s, plan, own.b, own.first_group + g).tell(plan.tiles - 1 - own.tile, total);
+  if constexpr (kKept) {
+    for (int lanes = 1 << plan.row_bits; lanes < 32; lanes *= 2) {  // over the warp's rows
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        of_columns[0][j] += __shfl_xor_sync(~0u, of_columns[0][j], lanes);
+        of_columns[1][j] += __shfl_xor_sync(~0u, of_columns[1][j], lanes);
       }
     }
-    if (coming > 0) finish(coming - 1, counts);
-    start(coming + 1);
+    if (at.row == 0 && at.first < plan.K) store(of_columns[0], to_sums), store(of_columns[1], to_sums + s.D);
   }
 }
 
-// launch.operator()<V, kKept>(plan) where all is ready.
+// launch.operator()<V, kKept>(plan)
 template <class T, class F, class... P>
-void with_plan(const TimestepNormShape& s, void* work, cudaStream_t stream, F&& launch,
-               const P*... pointers) {
-  cudaMemsetAsync(work, 0xff, timestep_norm_work(s), stream);
+void with_plan(const TimestepNormShape& s, int rows, F&& launch, const P*... pointers) {
   with_pack_width<T>(
       s.D / s.G,
       [&]<int V>(Width<V>) {
-        const Plan plan(s, V, work);
+        const Plan plan(s, V, rows, static_cast<int>(timestep_norm_units(s)));
         if (plan.K <= 32 * V) {
           launch.template operator()<V, true>(plan);
         } else {
@@ -766,47 +504,85 @@ void with_plan(const TimestepNormShape& s, void* work, cudaStream_t stream, F&& 
       pointers...);
 }
 
+StepLaunch clusters(const TimestepNormShape& s, const Plan& plan, std::size_t shared, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>(plan.blocks);
+  return {dim3(grid_size(s.B * plan.slices), 1, blocks), kThreads, shared, stream, blocks};
+}
+template <class Kernel>
+void allow_all_shared_memory(Kernel kernel, std::size_t bytes) {
+  allow_shared_memory(kernel, bytes);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
+}
+
+// Clusters of 0, 1, ... blocks that run at once, kBlocks on a multiprocessor.
+using MostClusters = std::array<int, 9>;
+MostClusters most_clusters() {
+  constexpr std::size_t kShared = 224 * 1024 / kBlocks;
+  const auto kernel = backward<Bfloat16, 8, true>;
+  allow_all_shared_memory(kernel, kShared);
+  MostClusters most{};
+  for (unsigned blocks = 2; is_hopper() && blocks < most.size(); ++blocks) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {1, 1, blocks};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = kShared;
+    config.attrs = &attribute, config.numAttrs = 1;
+    if (cudaOccupancyMaxActiveClusters(&most[blocks], kernel, &config) != cudaSuccess) most[blocks] = 0;
+  }
+  cudaGetLastError();  // a size that the device does not know is none
+  return most;
+}
+
 }  // namespace
 
-std::size_t timestep_norm_work(const TimestepNormShape& s) {
-  return sizeof(Sums) * static_cast<std::size_t>(1 + count_totals(s));
+// The largest clusters that all run at once, each warp with some tiles to go through.
+std::int64_t timestep_norm_units(const TimestepNormShape& s) {
+  constexpr std::int64_t kFeatures = 64, kSteps = 64;  // of a chain; of a warp at least
+  static const MostClusters most = most_clusters();
+  const std::int64_t groups = std::max(kFeatures * s.G / s.D, std::int64_t{1}),
+                     chains = s.B * ceil_div(s.G, groups);
+  std::int64_t blocks = 1;
+  for (std::int64_t n = 2; n < static_cast<std::int64_t>(most.size()); ++n) {
+    if (chains <= most[static_cast<std::size_t>(n)] && n * kWarps * kSteps <= s.L) blocks = n;
+  }
+  return blocks * kWarps;
 }
 
 template <class T>
-void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward<T>& a, void* work,
-                           cudaStream_t stream) {
+void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward<T>& a,
+                           std::int64_t* last_count, cudaStream_t stream) {
   with_plan<T>(
-      s, work, stream,
+      s, kForwardRows,
       [&]<int V, bool kKept>(const Plan& plan) {
-        const std::size_t shared = kForwardTiles * Rows<T, V, kKept>::kPacks * sizeof(Pack<T, V>) +
-                                   2 * step_bytes<ForwardStep>(plan);
-        allow_shared_memory(forward<T, V, kKept>, shared);
-        forward<T, V, kKept><<<plan.blocks(kForwardBlocks), kThreads, shared, stream>>>(s, a, plan);
+        const std::size_t shared = forward_bytes<T, V, kKept>(plan);
+        allow_all_shared_memory(forward<T, V, kKept>, shared);
+        launch_step(clusters(s, plan, shared, stream), forward<T, V, kKept>, s, a, last_count, plan);
       },
       a.x, a.weight, a.bias, a.y);
 }
 
 template <class T>
 void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
-                            const TimestepNormAdded<T>& added, void* work, float* sums, cudaStream_t stream) {
+                            const TimestepNormAdded<T>& added, float* sums, cudaStream_t stream) {
   with_plan<T>(
-      s, work, stream,
+      s, kBackwardRows,
       [&]<int V, bool kKept>(const Plan& plan) {
-        const std::size_t shared = kBackwardTiles<T, V, kKept> + 2 * step_bytes<BackwardStep>(plan);
-        allow_shared_memory(backward<T, V, kKept>, shared);
-        backward<T, V, kKept>
-            <<<plan.blocks(kBackwardBlocks), kThreads, shared, stream>>>(s, a, added, plan, sums);
+        const std::size_t shared = backward_bytes<T, V, kKept>(plan);
+        allow_all_shared_memory(backward<T, V, kKept>, shared);
+        launch_step(clusters(s, plan, shared, stream), backward<T, V, kKept>, s, a, added, plan, sums);
       },
       a.x, a.weight, a.dy, a.dx, added.first, added.second);
 }
 
-template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&, void*,
-                                    cudaStream_t);
-template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<Bfloat16>&, void*,
-                                    cudaStream_t);
+template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&,
+                                    std::int64_t*, cudaStream_t);
+template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<Bfloat16>&,
+                                    std::int64_t*, cudaStream_t);
 template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<float>&,
-                                     const TimestepNormAdded<float>&, void*, float*, cudaStream_t);
+                                     const TimestepNormAdded<float>&, float*, cudaStream_t);
 template void timestep_norm_backward(const TimestepNormShape&, const TimestepNormBackward<Bfloat16>&,
-                                     const TimestepNormAdded<Bfloat16>&, void*, float*, cudaStream_t);
+                                     const TimestepNormAdded<Bfloat16>&, float*, cudaStream_t);
 
 }  // namespace megalodon::ops::cuda

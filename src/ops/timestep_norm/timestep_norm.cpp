@@ -4,6 +4,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "ops/check.h"
 #include "ops/registered.h"
 #include "ops/timestep_norm/kernel.h"
@@ -105,12 +108,15 @@ Tensors6 forward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Te
 
 Tensors5 backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& last_count,
                       const Mask& padding_mask, const at::Tensor& step_mean, const at::Tensor& step_rstd,
-                      const at::Tensor& dy, const at::Tensor& d_last_mean, const at::Tensor& d_last_var,
-                      at::TensorList added) {
+                      const at::Tensor& dy, const std::optional<at::Tensor>& d_last_mean,
+                      const std::optional<at::Tensor>& d_last_var, at::TensorList added) {
   const auto B = x.size(0), L = x.size(1), D = x.size(2), G = step_mean.size(2);
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), dy_ = dy.contiguous();
   const auto count_ = last_count.contiguous();
-  const auto d_last_mean_ = d_last_mean.contiguous(), d_last_var_ = d_last_var.contiguous();
+  const auto of_state = [&](const std::optional<at::Tensor>& d) {
+    return d ? d->contiguous() : at::zeros({B, G}, step_mean.options());
+  };
+  const auto d_last_mean_ = of_state(d_last_mean), d_last_var_ = of_state(d_last_var);
   const auto mask = padding_mask ? padding_mask->contiguous() : at::Tensor();
   const auto dx = at::empty_like(x_), d_mean = at::empty_like(d_last_mean_), d_var = at::empty_like(d_mean);
   const auto d_weight = at::empty({B, D}, x.options().dtype(at::kDouble)), d_bias = at::empty_like(d_weight);
@@ -153,16 +159,21 @@ struct TimestepNorm : torch::autograd::Function<TimestepNorm> {
     ctx->save_for_backward(
         {x, weight, padding_mask.value_or(at::Tensor()), last_count, step_mean, step_rstd});
     ctx->mark_non_differentiable({last_count});
+    ctx->set_materialize_grads(false);
     if (passes) return {y, last_count, last_mean, last_var, x, x};
     return {y, last_count, last_mean, last_var};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     static const auto op = registered<decltype(backward_cpu)>("megalodon::timestep_norm_backward");
     const auto saved = ctx->get_saved_variables();
-    const auto mask = saved[2].defined() ? Mask(saved[2]) : std::nullopt;
+    const auto given = [](const at::Tensor& x) { return x.defined() ? std::optional(x) : std::nullopt; };
+    variable_list added;
+    std::copy_if(upstream.begin() + 4, upstream.end(), std::back_inserter(added),
+                 [](const auto& d) { return d.defined(); });
+    const auto dy = upstream[0].defined() ? upstream[0] : at::zeros_like(saved[0]);
     const auto [dx, d_weight, d_bias, d_mean, d_var] =
-        op.call(saved[0], saved[1], saved[3], mask, saved[4], saved[5], upstream[0], upstream[2], upstream[3],
-                at::TensorList(upstream).slice(4));
+        op.call(saved[0], saved[1], saved[3], given(saved[2]), saved[4], saved[5], dy, given(upstream[2]),
+                given(upstream[3]), added);
     return {dx, d_weight, d_bias, {}, d_mean, d_var, {}, {}, {}};
   }
 };
@@ -216,7 +227,7 @@ TORCH_LIBRARY_FRAGMENT(megalodon, m) {
       "Tensor step_mean, Tensor step_rstd)");
   m.def(
       "timestep_norm_backward(Tensor x, Tensor weight, Tensor last_count, Tensor? padding_mask, "
-      "Tensor step_mean, Tensor step_rstd, Tensor dy, Tensor d_last_mean, Tensor d_last_var, "
+      "Tensor step_mean, Tensor step_rstd, Tensor dy, Tensor? d_last_mean, Tensor? d_last_var, "
       "Tensor[] added) -> "
       "(Tensor dx, Tensor d_weight, Tensor d_bias, Tensor d_mean, Tensor d_var)");
 }

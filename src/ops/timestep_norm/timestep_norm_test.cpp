@@ -113,7 +113,9 @@ TEST(TimestepNorm, AgreesWithReference) {
       {1, 129, 1548, 6, 2},
       {2, 2200, 24, 3, 1, true},
       {1, 4200, 8, 1},
-      {3, 1100, 1152, 48, 2, true},  // more tiles than a GPU takes at once
+      {3, 1100, 1152, 48, 2, true},
+      {2, 1100, 256, 4, 0, true},  // clusters of blocks on a GPU; the last sequence is padding
+      {1, 4200, 128, 4, 3},
   };
   for (auto c : cases) {
     for (const auto type : {at::kFloat, at::kBFloat16}) {
@@ -160,6 +162,30 @@ TEST(TimestepNorm, PassesItsInputOn) {
           EXPECT_LE(testing::relative_error(got[i], want[i]), type == at::kBFloat16 ? 1e-2 : 1e-6) << i;
       }
     }
+  }
+}
+
+TEST(TimestepNorm, StateAloneHasGradients) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const Case c{.B = 2, .L = 70, .D = 64, .G = 4, .count = 3, .type = type};
+    const auto of_state = [&](auto op) {
+      return [op, &c](const Tensors& in) {
+        const auto out = with(op, c, {})(in);
+        return Tensors{out[1], out[2]};
+      };
+    };
+    const auto gradients = [&](const auto& f, const Tensors& in) {
+      Tensors leaves;
+      for (const auto& x : in) leaves.push_back(x.detach().clone().set_requires_grad(true));
+      const auto out = f(leaves);
+      return torch::autograd::grad({out[0].sum() + out[1].square().sum()}, {leaves[0], leaves[3], leaves[4]});
+    };
+    const auto in = inputs(c);
+    Tensors in64;
+    for (const auto& x : in) in64.push_back(x.cpu().to(at::kDouble));
+    const auto want = gradients(of_state(kReference), in64), got = gradients(of_state(kOperator), in);
+    for (std::size_t i = 0; i < want.size(); ++i)
+      EXPECT_LE(testing::relative_error(got[i], want[i]), type == at::kFloat ? 5e-6 : 1.5e-2) << i;
   }
 }
 

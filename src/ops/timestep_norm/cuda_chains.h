@@ -1,0 +1,325 @@
+#pragma once
+#include <cuda_pipeline.h>
+
+#include <cstdint>
+
+#include "ops/cuda_device.h"
+#include "ops/cuda_step.h"
+#include "ops/timestep_norm/kernel.h"
+
+// How timestep norm is shared out. A chain is a sequence and as many neighbouring groups as make 128 bytes of
+// a row, and belongs to the warps of a cluster of blocks. A tile of it, some steps, belongs to one warp: it
+// reads the tile once, sums over the features, and writes the result when it knows the sums of the tiles
+// before. Warps take tiles in turns, a tile each in a round, and tell their sums through shared memory with
+// one barrier of the cluster a round. Between a warp's arrival at it and its waiting there it writes its tile
+// of the round before, and the tiles of the next rounds are on their way.
+namespace megalodon::ops::cuda::chains {
+
+using cpu::TimestepNormShape;
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
+constexpr int kStages = 3;      // tiles of a warp in shared memory: to be written, summed up, on its way
+constexpr int kToldRounds = 3;  // whose sums are kept: one is written while the two before are read
+constexpr int kRowBits = 3;     // log2 of the lanes of a row, 16 bytes each, where a group is no wider
+
+struct alignas(16) Sums {
+  double s, q;
+};
+__device__ inline Sums operator+(Sums a, Sums b) {
+  return {a.s + b.s, a.q + b.q};
+}
+
+// How a pass is shared out.
+struct Plan {
+  int K, lane_bits, row_bits;  // log2 of the lanes of a group and of a row of a tile
+  int groups, slices;          // groups of a chain, chains of a sequence
+  float scale;                 // 1/K
+  int steps, tiles;            // steps of a tile, tiles of a chain
+  int last_steps;              // of the last of those
+  int blocks, units;           // blocks and warps of a cluster
+
+  // V features a lane.
+  Plan(const TimestepNormShape& s, int V, int rows, int warps)
+      : K(static_cast<int>(s.D / s.G)), lane_bits(0), scale(1 / static_cast<float>(K)), units(warps) {
+    while (V << lane_bits < K && lane_bits < 5) ++lane_bits;
+    row_bits = lane_bits > kRowBits ? lane_bits : kRowBits;
+    groups = 1 << (row_bits - lane_bits), slices = static_cast<int>(ceil_div(s.G, groups));
+    steps = rows << (5 - row_bits), tiles = static_cast<int>(ceil_div(s.L, steps));
+    last_steps = static_cast<int>(s.L - std::int64_t{tiles - 1} * steps);
+    blocks = units / kWarps;
+  }
+  __device__ int lanes() const { return 1 << lane_bits; }
+  // Whether a row has 8 lanes, so that lanes can take rows.
+  __host__ __device__ bool is_narrow() const { return row_bits == 3; }
+  __device__ int rounds() const { return (tiles + units - 1) / units; }
+};
+
+// A thread's place in a chain: V columns of some rows of a warp's tiles, and those 32 V further on where a
+// group is wider.
+template <int V, bool kKept>
+struct Place {
+  int b, first_group, groups;  // the chain
+  int unit;                    // the warp of the cluster
+  int row, row_step;           // rows `row`, `row` + `row_step`, ...
+  int g, first;                // the group of the chain; the first feature of the group
+
+  __device__ Place(const TimestepNormShape& s, const Plan& plan)
+      : b(static_cast<int>(blockIdx.x / plan.slices)),
+        first_group(static_cast<int>(blockIdx.x % plan.slices) * plan.groups),
+        groups(min(static_cast<int>(s.G) - first_group, plan.groups)),
+        unit(static_cast<int>(blockIdx.z) * kWarps + warp()),
+        row(lane() >> plan.row_bits),
+        row_step(32 >> plan.row_bits),
+        g((lane() & ((1 << plan.row_bits) - 1)) >> plan.lane_bits),
+        first(g < groups ? (lane() & (plan.lanes() - 1)) * V : plan.K) {}  // none
+  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ int step(int r) const { return row + r * row_step; }  // of the tile
+  __device__ int group() const { return first_group + min(g, groups - 1); }
+  __device__ int column(const Plan& plan) const { return group() * plan.K + first; }
+  __device__ bool is_first() const { return first == 0; }  // lane of a group
+  // f(offset of the columns)
+  template <class F>
+  __device__ void for_columns(const Plan& plan, F&& f) const {
+    for (int offset = 0; first + offset < plan.K; offset += 32 * V) {
+      f(offset);
+      if constexpr (kKept) break;
+    }
+  }
+};
+
+// A warp's tile of a round, without steps where none is left.
+struct Tile {
+  int index, steps;
+  std::int64_t first_step;
+
+  __device__ Tile(const Plan& plan, int unit, int round, bool backward) {
+    const int turn = round * plan.units + unit;
+    index = backward ? plan.tiles - 1 - turn : turn;
+    first_step = std::int64_t{index} * plan.steps;
+    steps = turn >= plan.tiles ? 0 : index == plan.tiles - 1 ? plan.last_steps : plan.steps;
+  }
+};
+
+// A thread's share of the tiles of x [B, L, D] or its like. They come once, into shared memory; where a group
+// is too wide they are read from x each time. What is read of rows that are not there means nothing.
+template <class T, int V, int kRows, bool kKept>
+struct Features {
+  const T* first;  // of the first row of the sequence's first tile
+  std::int64_t D;
+  Pack<T, V>* warp;  // its tiles
+  int slots[2];      // of the thread's packs in even and odd rows of a tile
+
+  __device__ Features(const T* x, const TimestepNormShape& s, const Plan& plan, const Place<V, kKept>& at,
+                      Pack<T, V>* shared)
+      : first(x + (at.b * s.L + at.row) * s.D + at.column(plan)), D(s.D), warp(shared) {
+    for (int i = 0; i < 2; ++i)
+      slots[i] = plan.is_narrow() ? swizzled(at.step(i), at.lane() % 8) - i * 32 : at.lane();
+  }
+  // Where pack i of row t lies in a tile with 8 lanes a row: in all banks both the packs of a row and one
+  // pack each of 8 rows.
+  __device__ static int swizzled(int t, int i) { return t * 8 + (i ^ t % 8); }
+  __device__ int slot(int r) const { return r * 32 + slots[r % 2]; }
+
+  // Row t of such a tile, whose packs other lanes brought: pack i lies at i ^ t % 8.
+  __device__ const Pack<T, V>* row(int place, int t) const { return warp + place + t * 8; }
+  // To be committed and waited for.
+  __device__ void start(const Plan& plan, const Place<V, kKept>& at, const Tile& tile, int place) const {
+    if (!kKept || at.first >= plan.K) return;
+    const T* from = first + tile.first_step * D;
+    const std::int64_t pitch = at.row_step * D;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r, from += pitch) {
+      if (at.step(r) >= tile.steps) break;
+      Pack<T, V>* const to = warp + place + slot(r);
+      if constexpr (sizeof(*to) >= 4) {
+        __pipeline_memcpy_async(to, from, sizeof(*to));
+      } else {
+        *to = load_pack<V>(from);
+      }
+    }
+  }
+  __device__ Pack<T, V> read(const Place<V, kKept>& at, const Tile& tile, int place, int r,
+                             int offset) const {
+    if constexpr (kKept) return warp[place + slot(r)];
+    const T* from = first + (tile.first_step + r * at.row_step) * D + offset;
+    return at.step(r) < tile.steps ? load_pack<V>(from) : Pack<T, V>{};
+  }
+};
+
+// Counted steps of sequence b among `begin` .. `end` - 1, for a warp.
+__device__ inline std::int64_t counted(const std::uint8_t* mask, const TimestepNormShape& s, std::int64_t b,
+                                       std::int64_t begin, std::int64_t end) {
+  if (mask == nullptr) return end - begin;
+  unsigned mine = 0;
+#pragma unroll 4
+  for (std::int64_t t = begin + threadIdx.x % 32; t < end; t += 32) mine += mask[b * s.L + t] == 0;
+  return __reduce_add_sync(~0u, mine);
+}
+
+// Which steps of a tile count: those that are there and not padded.
+struct Counts {
+  unsigned bits;
+  std::int64_t before;  // counted steps before the tile, earlier calls' too
+
+  Counts() = default;
+  __device__ Counts(const std::uint8_t* mask, const TimestepNormShape& s, int b, const Tile& tile,
+                    std::int64_t before)
+      : bits(tile.steps == 0 ? 0 : ~0u >> (32 - tile.steps)), before(before) {
+    if (mask == nullptr || tile.steps == 0) return;
+    const int t = min(static_cast<int>(threadIdx.x % 32), tile.steps - 1);
+    bits &= __ballot_sync(~0u, mask[b * s.L + tile.first_step + t] == 0);
+  }
+  __device__ bool are_all(int steps) const { return bits == ~0u >> (32 - steps); }
+  __device__ bool has(int t) const { return (bits >> t & 1) != 0; }
+  __device__ std::int64_t until(int t) const {  // with t
+    return before + __popc(bits & (~0u >> (31 - t)));
+  }
+};
+
+// f.operator()<all>()
+template <class F>
+__device__ void with_all(bool all, F&& f) {
+  all ? f.template operator()<true>() : f.template operator()<false>();
+}
+
+// Zeros in y or dx where steps are padded.
+template <class T, int V, bool kKept>
+__device__ void clear_padding(const TimestepNormShape& s, const Plan& plan, const Place<V, kKept>& at,
+                              const Tile& tile, const Counts& counts, T* of) {
+  at.for_columns(plan, [&](int offset) {
+    for (int t = at.row; t < tile.steps; t += at.row_step) {
+      if (!counts.has(t))
+        store<V>({}, of + (at.b * s.L + tile.first_step + t) * s.D + at.column(plan) + offset);
+    }
+  });
+}
+
+// What is known of each step and group of a tile, in shared memory. Steps are 32 at most: a lane each.
+template <class Step>
+struct StepArray {
+  Step* data;
+  int pitch;
+  __device__ StepArray(Step* data, const Plan& plan) : data(data), pitch(plan.steps + 1) {}
+  __device__ Step& operator()(int t, int g) const { return data[g * pitch + t]; }
+};
+__host__ __device__ inline int count_steps(const Plan& plan) {
+  return (plan.steps + 1) * plan.groups;
+}
+
+// x/n for a count n > 0, exact where x is a multiple of n. Unlike a division and a root it calls nothing, and
+// so does the next: around a call registers are saved.
+struct Divisor {
+  double n, reciprocal;
+
+  __device__ explicit Divisor(std::int64_t count) : n(static_cast<double>(count)) {
+    reciprocal = __fdividef(1, static_cast<float>(count));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) reciprocal = fma(fma(-n, reciprocal, 1.0), reciprocal, reciprocal);
+  }
+  __device__ double operator()(double x) const {
+    const double quotient = x * reciprocal;
+    return fma(fma(-n, quotient, x), reciprocal, quotient);
+  }
+};
+
+__device__ inline float reciprocal_root(float x) {
+  const float r = rsqrtf(x);
+  return fmaf(0.5f * r, fmaf(-x * r, r, 1), r);
+}
+
+// Each becomes its sum over `lanes` neighbouring lanes.
+template <int N>
+__device__ void group_sums(float (&x)[N], unsigned lanes) {
+  for (unsigned offset = lanes / 2; offset > 0; offset /= 2) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(~0u, x[i], offset);
+  }
+}
+
+// Prefix sums of a warp's numbers, each with itself.
+__device__ inline Sums scan(Sums sum) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const double there = threadIdx.x % 32 >= offset ? 1 : 0;  // fewer instructions than a choice
+    sum = Sums{fma(__shfl_up_sync(~0u, sum.s, offset), there, sum.s),
+               fma(__shfl_up_sync(~0u, sum.q, offset), there, sum.q)};
+  }
+  return sum;
+}
+
+// What the warps of a cluster tell each other of a chain, in shared memory: the sums of their tiles.
+struct Chain {
+  struct Before {
+    Sums sums;  // of all before the warp's tile
+    float center;
+  };
+  Sums* told;      // [kToldRounds, kWarps, groups]
+  Before* before;  // [groups], of the warp
+  int groups, units, unit;
+
+  static std::size_t bytes(const Plan& plan) {
+    return (sizeof(Sums) * kToldRounds + sizeof(Before)) * kWarps * static_cast<std::size_t>(plan.groups);
+  }
+  __device__ Chain(const Plan& plan, int unit, void* shared)
+      : told(static_cast<Sums*>(shared)),
+        before(reinterpret_cast<Before*>(told + kToldRounds * kWarps * plan.groups) +
+               unit % kWarps * plan.groups),
+        groups(plan.groups),
+        units(plan.units),
+        unit(unit) {}
+  __device__ Sums& told_by(int u, int round, int g) const {
+    return told[(round % kToldRounds * kWarps + u % kWarps) * groups + g];
+  }
+  // What lies behind it in shared memory.
+  __device__ void* end() const { return before + (kWarps - unit % kWarps) * groups; }
+  // By the last lane of a warp, before the barrier of the round.
+  __device__ void tell(int round, int g, Sums sums) const {
+    if (threadIdx.x % 32 == 31) told_by(unit, round, g) = sums;
+  }
+  // The sum of all before the warp's tile of the round, after that barrier; once for each round, in turn.
+  __device__ Sums until(int round, int g) const {
+    Sums sum{0, 0};
+#pragma unroll 1
+    for (int u = static_cast<int>(threadIdx.x) % 32; u < units; u += 32) {
+      const int of_round = u < unit ? round : round - 1;
+      if (of_round >= 0) {
+        const Sums* const mine = &told_by(u, of_round, g);
+        const double2 told = read_of_block(reinterpret_cast<const double2*>(mine), u / kWarps);
+        sum = sum + Sums{told.x, told.y};
+      }
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+      sum = sum + Sums{__shfl_xor_sync(~0u, sum.s, offset), __shfl_xor_sync(~0u, sum.q, offset)};
+    sum = before[g].sums + sum;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) before[g].sums = sum;
+    return sum;
+  }
+};
+
+// Of each round: sum_up(round) and tell it; settle(round) what is before it known; write(round); start(round)
+// it on its way, two rounds before.
+template <class Settle, class SumUp, class Write, class Start>
+__device__ void go_through_tiles(const Plan& plan, Settle&& settle, SumUp&& sum_up, Write&& write,
+                                 Start&& start) {
+  const int rounds = plan.rounds();
+  for (int i = 0; i < kStages - 1; ++i) {
+    start(i);
+    __pipeline_commit();
+  }
+  for (int round = 0; round <= rounds; ++round) {
+    if (round > 0) settle(round - 1);
+    __pipeline_wait_prior(kStages - 2);
+    sum_up(round);  // nothing in the last round
+    cluster_arrive();
+    if (round > 0) write(round - 1);
+    start(round + kStages - 1);
+    __pipeline_commit();
+    cluster_wait();
+  }
+  cluster_sync();  // no block ends while another reads its memory
+}
+
+}  // namespace megalodon::ops::cuda::chains
