@@ -102,7 +102,8 @@ double median_seconds_in_row(const Options& o, const F& f) {
   for (int64_t repeat = -1; repeat <= o.repeats; ++repeat) {  // the first warms up, the second shows how long
     c10::Event begin(o.on.type(), c10::EventFlag::BACKEND_DEFAULT),
         end(o.on.type(), c10::EventFlag::BACKEND_DEFAULT);
-    for (double filling = 0; filling < 1.5 * launching; filling += kFastestFill) filled.zero_();
+    const auto fills = static_cast<int64_t>(std::ceil(1.5 * launching / kFastestFill));
+    for (int64_t i = 0; i < fills; ++i) filled.zero_();
     begin.record(stream);
     const double started = monotonic_seconds();
     for (int64_t i = 0; i < kInRow; ++i) f(i);
