@@ -371,7 +371,8 @@ at::Tensor attend_and_store(const at::Tensor& q, const at::Tensor& k, const at::
 at::Tensor infer(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& start,
                  const Optional& cache_k, const Optional& cache_v, int64_t chunk, int64_t previous_chunks,
                  double scale, double dropout, int64_t dropout_key) {
-  if (cache_k) return over_cache(q, k, v, start, *cache_k, *cache_v, chunk, previous_chunks, scale, false);
+  if (cache_k && cache_v)
+    return over_cache(q, k, v, start, *cache_k, *cache_v, chunk, previous_chunks, scale, false);
   return std::get<0>(
       forward(q, k, v, start, cache_k, cache_v, chunk, previous_chunks, scale, dropout, dropout_key));
 }
