@@ -18,8 +18,10 @@ namespace megalodon::ops::cuda {
 namespace {
 using namespace chains;
 
-constexpr int kBlocks = 2;                          // of a multiprocessor
-constexpr int kForwardRows = 8, kBackwardRows = 4;  // of a thread in a tile
+constexpr int kBlocks = 2;                                  // of a multiprocessor
+constexpr int kForwardWarpBits = 3, kBackwardWarpBits = 2;  // log2 of the warps of a block
+constexpr int kForwardWarps = 1 << kForwardWarpBits, kBackwardWarps = 1 << kBackwardWarpBits;
+constexpr int kRows = 8;  // of a thread in a tile
 
 // Of a step and group: of its features alone, then the sums of the tile's steps until it, with it.
 union StepSums {
@@ -44,29 +46,29 @@ struct alignas(8) Line {
 };
 
 template <class T, int V, bool kKept>
-constexpr int kForwardPacks = kKept ? kForwardRows * 32 : 0;  // of a tile
+constexpr int kForwardPacks = kKept ? kRows * 32 : 0;  // of a tile
 
 template <class T, int V, bool kKept>
 std::size_t forward_bytes(const Plan& plan) {
-  return kWarps * (kStages * kForwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
-                   (sizeof(StepSums) + sizeof(Normal)) * count_steps(plan)) +
+  return kForwardWarps * (kStages * kForwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
+                          (sizeof(StepSums) + sizeof(Normal)) * count_steps(plan)) +
          Chain::bytes(plan);
 }
 
 template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
     forward(TimestepNormShape s, TimestepNormForward<T> a, std::int64_t* last_count, Plan plan) {
   extern __shared__ uint4 shared[];
   constexpr int kPacks = kForwardPacks<T, V, kKept>;
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  const Chain chain(plan, at.unit, packs + kWarps * kStages * kPacks);
+  const Chain chain(plan, at.unit, packs + kForwardWarps * kStages * kPacks);
   auto* const step_sums = static_cast<StepSums*>(chain.end());
   const int steps_of_tile = count_steps(plan);
   const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
   const StepArray normal_of(
-      reinterpret_cast<Normal*>(step_sums + kWarps * steps_of_tile) + at.warp() * steps_of_tile, plan);
-  const Features<T, V, kForwardRows, kKept> x(a.x, s, plan, at, packs + at.warp() * kStages * kPacks);
+      reinterpret_cast<Normal*>(step_sums + kForwardWarps * steps_of_tile) + at.warp() * steps_of_tile, plan);
+  const Features<T, V, kRows, kKept> x(a.x, s, plan, at, packs + at.warp() * kStages * kPacks);
   const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, false); };
   const auto place_of = [&](int round) { return round % kStages * kPacks; };
 
@@ -114,10 +116,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                              fmaxf(fmaf(-distance, distance, (squares[0] + squares[1]) * plan.scale), 0)};
   };
   const auto sum_rows = [&](const Tile& tile, int place) {
-    float mean[kForwardRows] = {}, squares[kForwardRows] = {};
+    float mean[kRows] = {}, squares[kRows] = {};
     at.for_columns(plan, [&](int offset) {
 #pragma unroll
-      for (int r = 0; r < kForwardRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         float v[V];
         unpack(x.read(at, tile, place, r, offset), v);
 #pragma unroll
@@ -126,10 +128,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     });
     group_sums(mean, plan.lanes());
 #pragma unroll
-    for (int r = 0; r < kForwardRows; ++r) mean[r] *= plan.scale;
+    for (int r = 0; r < kRows; ++r) mean[r] *= plan.scale;
     at.for_columns(plan, [&](int offset) {
 #pragma unroll
-      for (int r = 0; r < kForwardRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         float v[V];
         unpack(x.read(at, tile, place, r, offset), v);
 #pragma unroll
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     group_sums(squares, plan.lanes());
     if (at.is_first()) {
 #pragma unroll
-      for (int r = 0; r < kForwardRows; ++r)
+      for (int r = 0; r < kRows; ++r)
         sums_of(at.step(r), at.g).moments = {mean[r], 0, squares[r] * plan.scale};
     }
     __syncwarp();
@@ -206,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         if constexpr (!kKept) load_parameters(offset);
         T* to = a.y + (x.first - a.x) + tile.first_step * s.D + offset;
 #pragma unroll
-        for (int r = 0; r < kForwardRows; ++r, to += at.row_step * s.D) {
+        for (int r = 0; r < kRows; ++r, to += at.row_step * s.D) {
           const Normal with_step = normal_of(at.step(r), at.g);
           float y[V];
           unpack(x.read(at, tile, place_of(round), r, offset), y);
@@ -246,12 +248,13 @@ __device__ void add_to(float (&v)[V], const T* added, std::int64_t at) {
 }
 
 template <class T, int V, bool kKept>
-constexpr int kBackwardPacks = kKept ? kBackwardRows * 32 : 0;  // of a tile, of x or dy
+constexpr int kBackwardPacks = kKept ? kRows * 32 : 0;  // of a tile, of x or dy
 
 template <class T, int V, bool kKept>
 std::size_t backward_bytes(const Plan& plan) {
-  return kWarps * (kStages * 2 * kBackwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
-                   (sizeof(StepSums) + kStages * sizeof(KnownStep) + sizeof(Line)) * count_steps(plan)) +
+  return kBackwardWarps *
+             (kStages * 2 * kBackwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
+              (sizeof(StepSums) + kStages * sizeof(KnownStep) + sizeof(Line)) * count_steps(plan)) +
          Chain::bytes(plan) + sizeof(float) * 8 * V;
 }
 
@@ -268,23 +271,23 @@ __device__ Sums gradient_sums(const KnownStep& now, const StepSums::Products& of
 }
 
 template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
     backward(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormAdded<T> added, Plan plan,
              float* parameter_sums) {
   extern __shared__ uint4 shared[];
   constexpr int kPacks = kBackwardPacks<T, V, kKept>;
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  const Chain chain(plan, at.unit, packs + kWarps * kStages * 2 * kPacks);
+  const Chain chain(plan, at.unit, packs + kBackwardWarps * kStages * 2 * kPacks);
   auto* const weights = static_cast<float*>(chain.end());  // with 1, of the chain
   auto* const step_sums = reinterpret_cast<StepSums*>(weights + 8 * V);
   const int steps_of_tile = count_steps(plan);
-  auto* const known_steps = reinterpret_cast<KnownStep*>(step_sums + kWarps * steps_of_tile);
-  auto* const lines = reinterpret_cast<Line*>(known_steps + kWarps * kStages * steps_of_tile);
+  auto* const known_steps = reinterpret_cast<KnownStep*>(step_sums + kBackwardWarps * steps_of_tile);
+  auto* const lines = reinterpret_cast<Line*>(known_steps + kBackwardWarps * kStages * steps_of_tile);
   const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
   const StepArray line_of(lines + at.warp() * steps_of_tile, plan);
   auto* const own = packs + at.warp() * kStages * 2 * kPacks;
-  const Features<T, V, kBackwardRows, kKept> x(a.x, s, plan, at, own), dy(a.dy, s, plan, at, own + kPacks);
+  const Features<T, V, kRows, kKept> x(a.x, s, plan, at, own), dy(a.dy, s, plan, at, own + kPacks);
   const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, true); };
   const auto place_of = [&](int round) { return round % kStages * 2 * kPacks; };
   const auto known_steps_of = [&](int round) {
@@ -308,7 +311,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                        means[0]};
   }
   if (is_narrow) {
-    for (int i = static_cast<int>(threadIdx.x); i < at.groups * plan.K; i += kThreads)
+    for (int i = static_cast<int>(threadIdx.x); i < at.groups * plan.K; i += 32 * kBackwardWarps)
       weights[i] = 1 + a.weight[at.first_group * plan.K + i];
     __syncthreads();
   }
@@ -332,8 +335,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     x.start(plan, at, tile, place_of(round));
     dy.start(plan, at, tile, place_of(round));
     const std::int64_t first = x.first - a.x + tile.first_step * s.D;
-    fetch_added<T, V, kBackwardRows>(added.first, first, s, plan, at, tile);
-    fetch_added<T, V, kBackwardRows>(added.second, first, s, plan, at, tile);
+    fetch_added<T, V, kRows>(added.first, first, s, plan, at, tile);
+    fetch_added<T, V, kRows>(added.second, first, s, plan, at, tile);
     if (at.lane() >= tile.steps) return;
     const StepArray<KnownStep> known = known_steps_of(round);
     for (int g = 0; g < at.groups; ++g) {
@@ -369,11 +372,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     return StepSums::Products{sum_h, sum_hu};
   };
   const auto sum_rows = [&](const Tile& tile, int place, const StepArray<KnownStep>& known) {
-    float sum_h[kBackwardRows] = {}, sum_hu[kBackwardRows] = {};
+    float sum_h[kRows] = {}, sum_hu[kRows] = {};
     at.for_columns(plan, [&](int offset) {
       if constexpr (!kKept) load_weight(offset);
 #pragma unroll
-      for (int r = 0; r < kBackwardRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         const float mean = center + known(at.step(r), at.g).distance;
         float v[V], d[V];
         unpack(x.read(at, tile, place, r, offset), v);
@@ -389,7 +392,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     group_sums(sum_hu, plan.lanes());
     if (at.is_first()) {
 #pragma unroll
-      for (int r = 0; r < kBackwardRows; ++r) sums_of(at.step(r), at.g).products = {sum_h[r], sum_hu[r]};
+      for (int r = 0; r < kRows; ++r) sums_of(at.step(r), at.g).products = {sum_h[r], sum_hu[r]};
     }
     __syncwarp();
   };
@@ -449,7 +452,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         }
         T* to = a.dx + (x.first - a.x) + tile.first_step * s.D + offset;
 #pragma unroll
-        for (int r = 0; r < kBackwardRows; ++r, to += at.row_step * s.D) {
+        for (int r = 0; r < kRows; ++r, to += at.row_step * s.D) {
           const auto [distance, rstd] = known(at.step(r), at.g);
           const auto [slope, constant] = line_of(at.step(r), at.g);
           const float mean = center + distance;
@@ -488,13 +491,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
+std::int64_t cluster_blocks(const TimestepNormShape& s, int warps);
+
 // launch.operator()<V, kKept>(plan)
 template <class T, class F, class... P>
-void with_plan(const TimestepNormShape& s, int rows, F&& launch, const P*... pointers) {
+void with_plan(const TimestepNormShape& s, int warp_bits, F&& launch, const P*... pointers) {
   with_pack_width<T>(
       s.D / s.G,
       [&]<int V>(Width<V>) {
-        const Plan plan(s, V, rows, static_cast<int>(timestep_norm_units(s)));
+        const Plan plan(s, V, kRows, static_cast<int>(cluster_blocks(s, 1 << warp_bits)), warp_bits);
         if (plan.K <= 32 * V) {
           launch.template operator()<V, true>(plan);
         } else {
@@ -506,7 +511,7 @@ void with_plan(const TimestepNormShape& s, int rows, F&& launch, const P*... poi
 
 StepLaunch clusters(const TimestepNormShape& s, const Plan& plan, std::size_t shared, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(plan.blocks);
-  return {dim3(grid_size(s.B * plan.slices), 1, blocks), kThreads, shared, stream, blocks};
+  return {dim3(grid_size(s.B * plan.slices), 1, blocks), 32u << plan.warp_bits, shared, stream, blocks};
 }
 template <class Kernel>
 void allow_all_shared_memory(Kernel kernel, std::size_t bytes) {
@@ -527,7 +532,8 @@ MostClusters most_clusters() {
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {1, 1, blocks};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = kShared;
+    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(32 * kBackwardWarps);
+    config.dynamicSmemBytes = kShared;
     config.attrs = &attribute, config.numAttrs = 1;
     if (cudaOccupancyMaxActiveClusters(&most[blocks], kernel, &config) != cudaSuccess) most[blocks] = 0;
   }
@@ -535,26 +541,30 @@ MostClusters most_clusters() {
   return most;
 }
 
-}  // namespace
-
 // The largest clusters that all run at once, each warp with some tiles to go through.
-std::int64_t timestep_norm_units(const TimestepNormShape& s) {
+std::int64_t cluster_blocks(const TimestepNormShape& s, int warps) {
   constexpr std::int64_t kFeatures = 64, kSteps = 64;  // of a chain; of a warp at least
   static const MostClusters most = most_clusters();
   const std::int64_t groups = std::max(kFeatures * s.G / s.D, std::int64_t{1}),
                      chains = s.B * ceil_div(s.G, groups);
   std::int64_t blocks = 1;
   for (std::int64_t n = 2; n < static_cast<std::int64_t>(most.size()); ++n) {
-    if (chains <= most[static_cast<std::size_t>(n)] && n * kWarps * kSteps <= s.L) blocks = n;
+    if (chains <= most[static_cast<std::size_t>(n)] && n * warps * kSteps <= s.L) blocks = n;
   }
-  return blocks * kWarps;
+  return blocks;
+}
+
+}  // namespace
+
+std::int64_t timestep_norm_units(const TimestepNormShape& s) {
+  return cluster_blocks(s, kBackwardWarps) * kBackwardWarps;
 }
 
 template <class T>
 void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward<T>& a,
                            std::int64_t* last_count, cudaStream_t stream) {
   with_plan<T>(
-      s, kForwardRows,
+      s, kForwardWarpBits,
       [&]<int V, bool kKept>(const Plan& plan) {
         const std::size_t shared = forward_bytes<T, V, kKept>(plan);
         allow_all_shared_memory(forward<T, V, kKept>, shared);
@@ -567,7 +577,7 @@ template <class T>
 void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
                             const TimestepNormAdded<T>& added, float* sums, cudaStream_t stream) {
   with_plan<T>(
-      s, kBackwardRows,
+      s, kBackwardWarpBits,
       [&]<int V, bool kKept>(const Plan& plan) {
         const std::size_t shared = backward_bytes<T, V, kKept>(plan);
         allow_all_shared_memory(backward<T, V, kKept>, shared);

@@ -17,7 +17,6 @@ namespace megalodon::ops::cuda::chains {
 
 using cpu::TimestepNormShape;
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
 constexpr int kStages = 3;      // tiles of a warp in shared memory: to be written, summed up, on its way
 constexpr int kToldRounds = 3;  // whose sums are kept: one is written while the two before are read
 constexpr int kRowBits = 3;     // log2 of the lanes of a row, 16 bytes each, where a group is no wider
@@ -31,22 +30,26 @@ __device__ inline Sums operator+(Sums a, Sums b) {
 
 // How a pass is shared out.
 struct Plan {
-  int K, lane_bits, row_bits;  // log2 of the lanes of a group and of a row of a tile
-  int groups, slices;          // groups of a chain, chains of a sequence
-  float scale;                 // 1/K
-  int steps, tiles;            // steps of a tile, tiles of a chain
-  int last_steps;              // of the last of those
-  int blocks, units;           // blocks and warps of a cluster
+  int K, lane_bits, row_bits;    // log2 of the lanes of a group and of a row of a tile
+  int groups, slices;            // groups of a chain, chains of a sequence
+  float scale;                   // 1/K
+  int steps, tiles;              // steps of a tile, tiles of a chain
+  int last_steps;                // of the last of those
+  int blocks, warp_bits, units;  // blocks of a cluster, log2 of the warps of a block, warps of a cluster
 
   // V features a lane.
-  Plan(const TimestepNormShape& s, int V, int rows, int warps)
-      : K(static_cast<int>(s.D / s.G)), lane_bits(0), scale(1 / static_cast<float>(K)), units(warps) {
+  Plan(const TimestepNormShape& s, int V, int rows, int blocks, int warp_bits)
+      : K(static_cast<int>(s.D / s.G)),
+        lane_bits(0),
+        scale(1 / static_cast<float>(K)),
+        blocks(blocks),
+        warp_bits(warp_bits),
+        units(blocks << warp_bits) {
     while (V << lane_bits < K && lane_bits < 5) ++lane_bits;
     row_bits = lane_bits > kRowBits ? lane_bits : kRowBits;
     groups = 1 << (row_bits - lane_bits), slices = static_cast<int>(ceil_div(s.G, groups));
     steps = rows << (5 - row_bits), tiles = static_cast<int>(ceil_div(s.L, steps));
     last_steps = static_cast<int>(s.L - std::int64_t{tiles - 1} * steps);
-    blocks = units / kWarps;
   }
   __device__ int lanes() const { return 1 << lane_bits; }
   // Whether a row has 8 lanes, so that lanes can take rows.
@@ -67,7 +70,7 @@ struct Place {
       : b(static_cast<int>(blockIdx.x / plan.slices)),
         first_group(static_cast<int>(blockIdx.x % plan.slices) * plan.groups),
         groups(min(static_cast<int>(s.G) - first_group, plan.groups)),
-        unit(static_cast<int>(blockIdx.z) * kWarps + warp()),
+        unit((static_cast<int>(blockIdx.z) << plan.warp_bits) + warp()),
         row(lane() >> plan.row_bits),
         row_step(32 >> plan.row_bits),
         g((lane() & ((1 << plan.row_bits) - 1)) >> plan.lane_bits),
@@ -254,25 +257,29 @@ struct Chain {
     Sums sums;  // of all before the warp's tile
     float center;
   };
-  Sums* told;      // [kToldRounds, kWarps, groups]
+  Sums* told;      // [kToldRounds, warps of the block, groups]
   Before* before;  // [groups], of the warp
-  int groups, units, unit;
+  int groups, warp_bits, units, unit;
 
   static std::size_t bytes(const Plan& plan) {
-    return (sizeof(Sums) * kToldRounds + sizeof(Before)) * kWarps * static_cast<std::size_t>(plan.groups);
+    return ((sizeof(Sums) * kToldRounds + sizeof(Before)) << plan.warp_bits) *
+           static_cast<std::size_t>(plan.groups);
   }
   __device__ Chain(const Plan& plan, int unit, void* shared)
       : told(static_cast<Sums*>(shared)),
-        before(reinterpret_cast<Before*>(told + kToldRounds * kWarps * plan.groups) +
-               unit % kWarps * plan.groups),
+        before(reinterpret_cast<Before*>(told + (kToldRounds << plan.warp_bits) * plan.groups)),
         groups(plan.groups),
+        warp_bits(plan.warp_bits),
         units(plan.units),
-        unit(unit) {}
+        unit(unit) {
+    before += warp_of(unit) * groups;
+  }
+  __device__ int warp_of(int u) const { return u & ((1 << warp_bits) - 1); }
   __device__ Sums& told_by(int u, int round, int g) const {
-    return told[(round % kToldRounds * kWarps + u % kWarps) * groups + g];
+    return told[((round % kToldRounds << warp_bits) + warp_of(u)) * groups + g];
   }
   // What lies behind it in shared memory.
-  __device__ void* end() const { return before + (kWarps - unit % kWarps) * groups; }
+  __device__ void* end() const { return before + ((1 << warp_bits) - warp_of(unit)) * groups; }
   // By the last lane of a warp, before the barrier of the round.
   __device__ void tell(int round, int g, Sums sums) const {
     if (threadIdx.x % 32 == 31) told_by(unit, round, g) = sums;
@@ -285,7 +292,7 @@ struct Chain {
       const int of_round = u < unit ? round : round - 1;
       if (of_round >= 0) {
         const Sums* const mine = &told_by(u, of_round, g);
-        const double2 told = read_of_block(reinterpret_cast<const double2*>(mine), u / kWarps);
+        const double2 told = read_of_block(reinterpret_cast<const double2*>(mine), u >> warp_bits);
         sum = sum + Sums{told.x, told.y};
       }
     }
