@@ -89,6 +89,14 @@ inline unsigned grid_size(std::int64_t blocks, std::int64_t most = 0x7fffffff) {
   return static_cast<unsigned>(blocks < most ? blocks : most);
 }
 
+// Of the current device.
+inline std::int64_t multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 // Threads for a row of `items`: whole warps, at most 256.
 inline unsigned threads_for(std::int64_t items) {
   return static_cast<unsigned>(items >= 256 ? 256 : ceil_div(items, 32) * 32);

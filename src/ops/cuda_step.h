@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "ops/cuda_device.h"
+
 // The kernels of a decoding step are short and each needs what the one before it made. Launched with
 // launch_step one may start while its predecessor still runs: what it does before wait_for_previous()
 // overlaps with that one's end. Until then it may read all that the kernels before its predecessor wrote, but
@@ -72,11 +74,9 @@ inline bool is_hopper() {
 // Blocks of a kernel that the current device holds at once.
 template <class... P>
 std::int64_t resident_blocks(void (*kernel)(P...), unsigned threads, std::size_t shared_bytes) {
-  int device = 0, processors = 0, blocks = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  int blocks = 0;  // of a multiprocessor
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes);
-  return std::int64_t{processors} * blocks;
+  return multiprocessors() * blocks;
 }
 
 struct StepLaunch {

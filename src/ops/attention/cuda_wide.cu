@@ -596,13 +596,6 @@ CUtensorMap matrix_map(const Bfloat16* matrix, std::int64_t rows, std::int64_t c
                      .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B});
 }
 
-int multiprocessors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 template <class Work>
 void launch_tiles(void (*kernel)(Work), const Work& work, std::int64_t tiles, std::size_t bytes,
                   cudaStream_t stream) {

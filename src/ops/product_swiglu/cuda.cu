@@ -440,13 +440,6 @@ CUtensorMap matrix_map(const Bfloat16* matrix, std::int64_t rows, std::int64_t c
                      .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B});
 }
 
-std::int64_t multiprocessors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 template <class C>
 void launch_tiles(Work& work, std::int64_t M, std::int64_t K, std::int64_t F, cudaStream_t stream) {
   constexpr int kGroupRows = 2048;

@@ -176,10 +176,7 @@ std::size_t StepProgram::bytes() const {
 
 cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_t>& behind, void* memory,
                              cudaGraphNode_t* node) const {
-  int device = 0, processors = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-
+  const auto processors = static_cast<unsigned>(multiprocessors());
   auto* const first_map = static_cast<CUtensorMap*>(memory);
   auto* const first_phase = reinterpret_cast<Phase*>(first_map + maps_);
   auto* const first_float_word = reinterpret_cast<FloatWord*>(first_phase + phases_);
@@ -199,8 +196,8 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
       auto& p = phase.linear;
       p.call = *c, p.first_map = static_cast<int>(maps.size());
       place_tiles(p.call);
-      p.each = p.call.tiles / static_cast<unsigned>(processors);
-      p.more = p.call.tiles % static_cast<unsigned>(processors);
+      p.each = p.call.tiles / processors;
+      p.more = p.call.tiles % processors;
       for (int l = c->layers - 1; l >= 0; --l) {
         const auto* const next = l + 1 < c->layers ? &p.call.layer[l + 1] : nullptr;
         p.words[l].same_until = next == nullptr                          ? p.call.tiles
@@ -271,7 +268,7 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
   cudaGraphNodeParams params{};
   params.type = cudaGraphNodeTypeKernel;
   params.kernel.func = reinterpret_cast<void*>(run);
-  params.kernel.gridDim = dim3(static_cast<unsigned>(processors));
+  params.kernel.gridDim = dim3(processors);
   params.kernel.blockDim = dim3(kThreads + kProducers);
   params.kernel.sharedMemBytes = static_cast<unsigned>(shared);
   params.kernel.kernelParams = arguments;
