@@ -41,10 +41,10 @@ __device__ void prefetch_phase(const Phase& phase, Attention::Position& position
   }
 }
 // By a warp, for all phases, two phases ahead of the block.
-__device__ void prefetch_phases(const Phase* phases, int count, const volatile int& present) {
+__device__ void prefetch_phases(const Phase* phases, int count, int* present) {
   Attention::Position position;
   for (int p = 1; p < count; ++p) {
-    while (present + 2 < p) __nanosleep(100);
+    while (atomicAdd_block(present, 0) + 2 < p) __nanosleep(100);
     prefetch_phase(phases[p], position);
   }
 }
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
     run(const Phase* phases, const CUtensorMap* maps, int count, Counters* counters, Layout layout) {
   if constexpr (kForHopper) {
     extern __shared__ __align__(1024) unsigned char memory[];
-    __shared__ volatile int present;  // phase
+    __shared__ int present;  // phase
     const Shared shared(memory, layout);
     const int thread = static_cast<int>(threadIdx.x);
     const auto copy_phase = [&](int p) {
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
     if (thread >= kThreads) {
       give_registers<kFewRegisters>();
       if (thread == kThreads) bring_weights(phases, maps, count, shared.ring);
-      if (thread >= kThreads + 32 && thread < kThreads + 64) prefetch_phases(phases, count, present);
+      if (thread >= kThreads + 32 && thread < kThreads + 64) prefetch_phases(phases, count, &present);
       return;
     }
 
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
       const Phase& phase = shared.phases[p % kPhases];
       copy_phase(p + 2);
       __pipeline_commit();
-      if (thread == 0) present = p;
+      if (thread == 0) atomicExch_block(&present, p);
       if (phase.waits) wait_for_all(counters, ++waits * gridDim.x);
       switch (phase.kind) {
         case Phase::kLinear:

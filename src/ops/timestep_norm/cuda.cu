@@ -409,7 +409,9 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
     coming = Counts(a.mask, s, at.b, tile, counted_steps);
     for (int g = 0; g < at.groups; ++g) {
       const KnownStep own = known(t, g);
-      const auto products = is_narrow ? sum_row(place_of(round), g, own.distance) : sums_of(t, g).products;
+      const auto products = is_narrow ? sum_row(place_of(round), g, own.distance)
+                            : is_own  ? sums_of(t, g).products
+                                      : StepSums::Products{0, 0};
       const bool counts = is_own && coming.has(t);
       const Sums sums = scan(counts ? gradient_sums(own, products, coming.until(t)) : Sums{0, 0});
       chain.tell(round, g, sums);
