@@ -36,6 +36,10 @@ inline bool has_hopper_code() {
   return major == 9 && minor == 0;
 }
 
+// The map itself, for copies that come later.
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
 // A box of the array of `map`, from these places of its dimensions on, the innermost first.
 __device__ inline void copy_box(void* to, const CUtensorMap& map, int i, int j, int k, Barrier& barrier) {
   asm volatile(

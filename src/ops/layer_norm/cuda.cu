@@ -15,6 +15,8 @@ __global__ void __launch_bounds__(kMostRowThreads)
   extern __shared__ uint4 shared[];
   const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows;
   float v[V], origin[kTileRows] = {}, sums[2 * kTileRows] = {};
+  prefetch_columns<V, kKept>(rows, D, weight);
+  prefetch_columns<V, kKept>(rows, D, bias);
   wait_for_previous();
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {

@@ -11,6 +11,7 @@ __global__ void __launch_bounds__(kMostRowThreads)
             float* rstd) {
   extern __shared__ uint4 shared[];
   const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows, k = blockIdx.y;
+  prefetch_columns<V, kKept>(rows, D, weight == nullptr ? weight : weight + k * D);
   wait_for_previous();
   x += k * rows * D, y += k * rows * D, rstd += k * rows;
   const auto tile = read_rows<T, V, kKept>(x, rows, D, first, shared);

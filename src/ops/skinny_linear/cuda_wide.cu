@@ -72,6 +72,7 @@ class Copier {
   __device__ void begin() const {
     const int filled = min(part_.count, kStages);
     for (int i = 0; i < filled; ++i) copy_weights(i);
+    prefetch_map(x_);
     for (int i = kStages; i < kStages + kAhead; ++i) prefetch_weights(i);
   }
   __device__ void go_on() const {
@@ -147,13 +148,25 @@ __device__ void read_of_cluster(const float* mine, unsigned block, float (&to)[V
   }
 }
 
-// The cluster's sums become outputs, V neighbouring ones of a row at once. All of the cluster's threads.
+// The cluster's sums become outputs, V neighbouring ones of a row at once, by all of the cluster's threads.
 template <int V>
 class Finish {
  public:
-  __device__ Finish(const SkinnyCall& c, const Part& part, const Sums& sums)
+  __device__ Finish(const SkinnyCall& c, const Part& part, Sums& sums)
       : layer_(c.layer[part.index]), part_(part), sums_(sums), rows_(c.rows) {}
 
+  __device__ void prefetch_bias() const {
+    const int out = part_.first + static_cast<int>(threadIdx.x) * 32;  // lines of 32 numbers
+    if (layer_.bias != nullptr && out < min(part_.first + part_.outputs, layer_.out))
+      prefetch(layer_.bias + out);
+  }
+  // What a thread has of multiply_stages.
+  __device__ void put(const float (&sums)[kRows / 2]) const {
+    const int thread = static_cast<int>(threadIdx.x), out = thread / 32 * 16 + thread % 32 / 4,
+              row = thread % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) sums_[i / 4 * 8 + row + i % 2][out + i / 2 % 2 * 8] = sums[i];
+  }
   __device__ void run() const {
     const int step = kThreads * static_cast<int>(gridDim.z);
     int item = kThreads * static_cast<int>(blockIdx.z) + static_cast<int>(threadIdx.x);
@@ -215,7 +228,7 @@ class Finish {
 
   const SkinnyLayer& layer_;
   const Part& part_;
-  const Sums& sums_;
+  Sums& sums_;
   int rows_;
 };
 
@@ -226,12 +239,14 @@ __global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ 
     Shared& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
     const Part part(c.call);
     const Copier copier(c, part, shared);
+    const Finish<V> finish(c.call, part, *reinterpret_cast<Sums*>(shared.stage));
     const int thread = static_cast<int>(threadIdx.x);
     if (thread == kCopier) {
       for (int i = 0; i < kStages; ++i) shared.full[i].start(1), shared.empty[i].start(kCopier / 32);
       barriers_are_started();
       copier.begin();
     }
+    finish.prefetch_bias();
     __syncthreads();
     wait_for_previous();
 
@@ -239,13 +254,8 @@ __global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ 
     if (thread == kCopier) copier.go_on();
     if (thread < kCopier) multiply_stages(part, shared, sums);
     __syncthreads();
-    auto& to = *reinterpret_cast<Sums*>(shared.stage);
-    if (thread < kCopier) {
-      const int out = thread / 32 * 16 + thread % 32 / 4, row = thread % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) to[i / 4 * 8 + row + i % 2][out + i / 2 % 2 * 8] = sums[i];
-    }
-    Finish<V>(c.call, part, to).run();
+    if (thread < kCopier) finish.put(sums);
+    finish.run();
   }
 }
 
