@@ -21,7 +21,6 @@ constexpr int kDepth = 64;            // features of a stage
 constexpr int kBox = 64, kBoxes = 2;  // outputs of a warpgroup, warpgroups
 constexpr int kTileOutputs = kBox * kBoxes;
 constexpr int kStages = 5;     // so that two blocks share a multiprocessor, of two kernels too
-constexpr int kAhead = 12;     // stages that wait in the second cache
 constexpr int kMostSplit = 8;  // blocks of a cluster
 constexpr int kCopier = 128 * kBoxes, kThreads = kCopier + 32;
 
@@ -42,6 +41,7 @@ constexpr std::size_t kSharedBytes = sizeof(Shared) + 1024;  // the stages begin
 struct WideCall {
   CUtensorMap x[kMostSkinnyLayers], weight[kMostSkinnyLayers], up[kMostSkinnyLayers];
   SkinnyCall call;
+  int ahead;  // stages of a block whose weights wait in the second cache
 };
 
 // The block's outputs and its part of the features.
@@ -64,7 +64,7 @@ struct Part {
 class Copier {
  public:
   __device__ Copier(const WideCall& c, const Part& part, Shared& shared)
-      : x_(c.x[part.index]), part_(part), shared_(shared) {
+      : x_(c.x[part.index]), part_(part), shared_(shared), ahead_(c.ahead) {
     const bool has_up = part.outputs == kBox;
     weight_[0] = &c.weight[part.index], weight_[1] = has_up ? &c.up[part.index] : weight_[0];
     row_[0] = part.first, row_[1] = has_up ? part.first : part.first + kBox;
@@ -73,13 +73,13 @@ class Copier {
     const int filled = min(part_.count, kStages);
     for (int i = 0; i < filled; ++i) copy_weights(i);
     prefetch_map(x_);
-    for (int i = kStages; i < kStages + kAhead; ++i) prefetch_weights(i);
+    for (int i = 0; i < ahead_; ++i) prefetch_weights(kStages + i);
   }
   __device__ void go_on() const {
     const int filled = min(part_.count, kStages);
     for (int i = 0; i < filled; ++i) copy_x(i);
     for (int i = kStages; i < part_.count; ++i) {
-      prefetch_weights(i + kAhead);
+      prefetch_weights(i + ahead_);
       shared_.empty[i % kStages].wait(i / kStages - 1);
       copy_weights(i), copy_x(i);
     }
@@ -106,7 +106,7 @@ class Copier {
   const CUtensorMap &x_, *weight_[kBoxes];
   const Part& part_;
   Shared& shared_;
-  int row_[kBoxes];
+  int ahead_, row_[kBoxes];
 };
 
 // The products of a warpgroup's weights with x: outputs 16 w + l / 4 (+ 8 for every second pair) of warp w
@@ -152,6 +152,10 @@ __device__ void read_of_cluster(const float* mine, unsigned block, float (&to)[V
 template <int V>
 class Finish {
  public:
+  struct Operands {
+    float bias[V] = {}, added[V] = {};
+  };
+
   __device__ Finish(const SkinnyCall& c, const Part& part, Sums& sums)
       : layer_(c.layer[part.index]), part_(part), sums_(sums), rows_(c.rows) {}
 
@@ -167,12 +171,12 @@ class Finish {
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) sums_[i / 4 * 8 + row + i % 2][out + i / 2 % 2 * 8] = sums[i];
   }
-  __device__ void run() const {
+  // What stands behind the products of a thread's first outputs, to be on its way meanwhile.
+  __device__ Operands first_operands() const { return read(first_item()); }
+  __device__ void run(Operands next) const {
     const int step = kThreads * static_cast<int>(gridDim.z);
-    int item = kThreads * static_cast<int>(blockIdx.z) + static_cast<int>(threadIdx.x);
-    Operands next = read(item);
     cluster_sync();
-    for (; has(item); item += step) {
+    for (int item = first_item(); has(item); item += step) {
       const Operands now = next;
       next = read(item + step);
       write(item, now);
@@ -181,9 +185,9 @@ class Finish {
   }
 
  private:
-  struct Operands {
-    float bias[V] = {}, added[V] = {};
-  };
+  __device__ static int first_item() {
+    return kThreads * static_cast<int>(blockIdx.z) + static_cast<int>(threadIdx.x);
+  }
   __device__ int row(int item) const { return item * V / part_.outputs; }
   __device__ int column(int item) const { return item * V % part_.outputs; }
   __device__ bool has(int item) const { return row(item) < rows_; }
@@ -252,10 +256,11 @@ __global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ 
 
     float sums[kRows / 2];
     if (thread == kCopier) copier.go_on();
+    const auto operands = finish.first_operands();
     if (thread < kCopier) multiply_stages(part, shared, sums);
     __syncthreads();
     if (thread < kCopier) finish.put(sums);
-    finish.run();
+    finish.run(operands);
   }
 }
 
@@ -289,18 +294,25 @@ void wide_products(SkinnyCall call, cudaStream_t stream) {
     if (layer.up != nullptr) wide.up[i] = matrix_map(layer.up, layer.out, call.width, kBox);
   }
   wide.call = call;
-  // About a block for each multiprocessor.
-  int device = 0, processors = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  const int tiles = static_cast<int>(call.tiles), stages = (call.width + kDepth - 1) / kDepth;
-  const auto split =
-      static_cast<unsigned>(std::clamp((processors + tiles / 2) / tiles, 1, std::min(kMostSplit, stages)));
+  const auto attribute = [](cudaDeviceAttr which) {
+    int device = 0, value = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&value, which, device);
+    return value;
+  };
+  // About a block for each multiprocessor; what they ask for early takes half of the second cache.
+  const int processors = attribute(cudaDevAttrMultiProcessorCount), tiles = static_cast<int>(call.tiles),
+            stages = (call.width + kDepth - 1) / kDepth;
+  const int split = std::clamp((processors + tiles / 2) / tiles, 1, std::min(kMostSplit, stages));
+  const std::int64_t bytes_ahead = std::int64_t{tiles} * split * static_cast<int>(sizeof(Stage::weight));
+  wide.ahead =
+      static_cast<int>(std::min<std::int64_t>(attribute(cudaDevAttrL2CacheSize) / 2 / bytes_ahead, stages));
   const auto kernel = common == 4 ? products<4> : products<1>;
   allow_shared_memory(kernel, kSharedBytes);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                        cudaSharedmemCarveoutMaxShared);
-  launch_step({dim3(call.tiles, 1, split), kThreads, kSharedBytes, stream, split}, kernel, wide);
+  const auto cluster = static_cast<unsigned>(split);
+  launch_step({dim3(call.tiles, 1, cluster), kThreads, kSharedBytes, stream, cluster}, kernel, wide);
 }
 
 }  // namespace megalodon::ops::cuda
