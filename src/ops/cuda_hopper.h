@@ -36,20 +36,30 @@ inline bool has_hopper_code() {
   return major == 9 && minor == 0;
 }
 
-// A box of the matrix of `map` (matrix_map): rows from `row` on, 64 columns from 64 `block` on.
-__device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int block, Barrier& barrier) {
+// The map itself, for copies that come later.
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+// A box of the array of `map`, from these places of its dimensions on, the innermost first.
+__device__ inline void copy_box(void* to, const CUtensorMap& map, int i, int j, int k, Barrier& barrier) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
       "[%5];" ::"r"(shared_address(to)),
-      "l"(&map), "r"(0), "r"(row), "r"(block), "r"(shared_address(&barrier))
+      "l"(&map), "r"(i), "r"(j), "r"(k), "r"(shared_address(&barrier))
       : "memory");
 }
-
 // The same box to the second cache.
-__device__ inline void prefetch_tile(const CUtensorMap& map, int row, int block) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(&map), "r"(0), "r"(row),
-               "r"(block)
+__device__ inline void prefetch_box(const CUtensorMap& map, int i, int j, int k) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(&map), "r"(i), "r"(j),
+               "r"(k)
                : "memory");
+}
+// Of the matrix of `map` (matrix_map): rows from `row` on, 64 columns from 64 `block` on.
+__device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int block, Barrier& barrier) {
+  copy_box(to, map, 0, row, block, barrier);
+}
+__device__ inline void prefetch_tile(const CUtensorMap& map, int row, int block) {
+  prefetch_box(map, 0, row, block);
 }
 // And back from shared memory, what lies in the matrix; commit_copies_back() follows.
 __device__ inline void copy_tile_back(const CUtensorMap& map, int row, int block, const void* from) {
@@ -87,6 +97,16 @@ __device__ inline void products_wait() {
 #define MEGALODON_FLOATS_16(d, i)                                                       \
   MEGALODON_FLOATS_4(d, i), MEGALODON_FLOATS_4(d, i + 4), MEGALODON_FLOATS_4(d, i + 8), \
       MEGALODON_FLOATS_4(d, i + 12)
+template <bool kTransposeA, bool kTransposeB>
+__device__ inline void multiply(float (&d)[16], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, p, 1, 1, %19, %20;\n}\n"
+      : MEGALODON_FLOATS_16(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposeA), "n"(kTransposeB));
+}
 template <bool kTransposeA, bool kTransposeB>
 __device__ inline void multiply(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
   asm volatile(

@@ -2,6 +2,7 @@
 #include <cuda_pipeline.h>
 
 #include "ops/cuda_device.h"
+#include "ops/cuda_step.h"
 
 // Rows of a matrix that a kernel goes over more than once.
 namespace megalodon::ops::cuda {
@@ -54,6 +55,13 @@ __device__ void for_columns(std::int64_t D, F&& f) {
   } else {
     for (; i < D; i += std::int64_t{blockDim.x} * V) f(i);
   }
+}
+
+// Numbers of the columns that a kernel of few rows reads, as in decoding, on their way before its rows are.
+template <int V, bool kKept>
+__device__ void prefetch_columns(std::int64_t rows, std::int64_t D, const float* numbers) {
+  if (numbers == nullptr || rows > 64) return;
+  for_columns<V, kKept>(D, [&](std::int64_t i) { prefetch(numbers + i); });
 }
 
 // The rows of x from `first` on. Tile `place` of those in the block's shared memory.

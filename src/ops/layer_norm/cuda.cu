@@ -1,4 +1,5 @@
 #include "ops/cuda_rows.h"
+#include "ops/cuda_step.h"
 #include "ops/layer_norm/cuda.h"
 
 namespace megalodon::ops::cuda {
@@ -14,6 +15,9 @@ __global__ void __launch_bounds__(kMostRowThreads)
   extern __shared__ uint4 shared[];
   const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows;
   float v[V], origin[kTileRows] = {}, sums[2 * kTileRows] = {};
+  prefetch_columns<V, kKept>(rows, D, weight);
+  prefetch_columns<V, kKept>(rows, D, bias);
+  wait_for_previous();
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
     load(x + min(first + r, rows - 1) * D, v);
@@ -122,8 +126,9 @@ void layer_norm_forward(const T* x, const float* weight, const float* bias, floa
       D, 1, 0,
       [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
         allow_shared_memory(forward<T, V, kKept>, bytes);
-        forward<T, V, kKept><<<grid_size(ceil_div(rows, kTileRows)), threads, bytes, stream>>>(
-            x, weight, bias, eps, rows, D, y, mean, rstd);
+        const dim3 grid(grid_size(ceil_div(rows, kTileRows)));
+        launch_step({grid, threads, bytes, stream}, forward<T, V, kKept>, x, weight, bias, eps, rows, D, y,
+                    mean, rstd);
       },
       x, weight, bias, y);
 }

@@ -1,4 +1,5 @@
 #include "ops/cuda_rows.h"
+#include "ops/cuda_step.h"
 #include "ops/rms_norm/cuda.h"
 
 namespace megalodon::ops::cuda {
@@ -10,6 +11,8 @@ __global__ void __launch_bounds__(kMostRowThreads)
             float* rstd) {
   extern __shared__ uint4 shared[];
   const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows, k = blockIdx.y;
+  prefetch_columns<V, kKept>(rows, D, weight == nullptr ? weight : weight + k * D);
+  wait_for_previous();
   x += k * rows * D, y += k * rows * D, rstd += k * rows;
   const auto tile = read_rows<T, V, kKept>(x, rows, D, first, shared);
   float v[V], sums[kTileRows] = {};
@@ -99,7 +102,7 @@ void rms_norm_forward(const T* x, const float* weight, float eps, std::int64_t K
       [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
         const dim3 grid(grid_size(ceil_div(rows, kTileRows)), static_cast<unsigned>(K));
         allow_shared_memory(forward<T, V, kKept>, bytes);
-        forward<T, V, kKept><<<grid, threads, bytes, stream>>>(x, weight, eps, rows, D, y, rstd);
+        launch_step({grid, threads, bytes, stream}, forward<T, V, kKept>, x, weight, eps, rows, D, y, rstd);
       },
       x, weight, y);
 }

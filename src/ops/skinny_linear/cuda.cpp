@@ -42,8 +42,8 @@ std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const O
     call.layer[i] = {.x = pointer<Bfloat16>(keep(x[i], 8)),
                      .weight = pointer<Bfloat16>(keep(weight[i], 8)),
                      .up = pointer<Bfloat16>(keep(up.get(i), 8)),
-                     .add = pointer<Bfloat16>(keep(add.get(i), 1)),
-                     .bias = pointer<float>(keep(bias.get(i), 1)),
+                     .add = pointer<Bfloat16>(keep(add.get(i), 4)),
+                     .bias = pointer<float>(keep(bias.get(i), 4)),
                      .norm_weight = pointer<float>(keep(norm_weight.get(i), 4)),
                      .norm_bias = pointer<float>(keep(norm_bias.get(i), 4)),
                      .y = mutable_pointer<Bfloat16>(results[i]),
@@ -53,6 +53,7 @@ std::vector<at::Tensor> forward(at::TensorList x, at::TensorList weight, const O
                      .first_tile = 0};
   }
   launch(x[0], [&](cudaStream_t stream) {
+    if (call.rows > kMostKernelRows) return cuda::wide_products(call, stream);
     cuda::skinny_linear(call, stream);
     cuda::note_call(call, stream);
   });
@@ -84,11 +85,17 @@ std::vector<at::Tensor> finish(at::TensorList sums, const OptionalList& up, cons
   return results;
 }
 
+bool has_wide_products(const at::Tensor& x) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  return cuda::has_wide_products();
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
   m.impl("skinny_linear", &forward);
   m.impl("finish_products", &finish);
+  m.impl("has_wide_products", &has_wide_products);
 }
 
 }  // namespace megalodon::ops

@@ -31,16 +31,20 @@ struct SkinnyCall {
 };
 // Outputs of a layer that a block makes at once: half as many where each is of two products.
 inline constexpr int kSkinnyTile = 16;
-inline void place_tiles(SkinnyCall& call) {
+inline void place_tiles(SkinnyCall& call, int tile = kSkinnyTile) {
   call.tiles = 0;
   for (int i = 0; i < call.layers; ++i) {
     auto& layer = call.layer[i];
-    const int outputs = layer.up != nullptr ? kSkinnyTile / 2 : kSkinnyTile;
+    const int outputs = layer.up != nullptr ? tile / 2 : tile;
     layer.first_tile = call.tiles;
     call.tiles += static_cast<unsigned>((layer.out + outputs - 1) / outputs);
   }
 }
 void skinny_linear(SkinnyCall call, cudaStream_t stream);
+
+// The same of up to kMostSkinnyRows rows, without norms; weights lie at multiples of 16 bytes.
+bool has_wide_products();
+void wide_products(SkinnyCall call, cudaStream_t stream);
 
 // What stands behind the products of a layer: y = f(sums + bias) + add, f(a) = a, silu(a) or silu(a) up.
 struct ProductSums {

@@ -4,6 +4,8 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
+#include <cstdlib>
+
 #include "ops/check.h"
 #include "ops/joined.h"
 #include "ops/linear_add/linear_add.h"
@@ -92,6 +94,30 @@ std::vector<at::Tensor> run_kernel(const std::vector<SkinnyLayer>& layers, doubl
   return op.call(x, weight, up, bias, add, norm_weight, norm_bias, norm, silu, eps);
 }
 
+// Whether one kernel takes the layers of more than kMostKernelRows rows.
+bool has_wide_kernel(const std::vector<SkinnyLayer>& layers) {
+  const auto lies = [](const at::Tensor& weight) {
+    return !weight.defined() ||
+           (weight.is_contiguous() && reinterpret_cast<std::uintptr_t>(weight.const_data_ptr()) % 16 == 0);
+  };
+  for (const auto& layer : layers)
+    if (!lies(layer.weight) || !lies(layer.up)) return false;
+  static const bool by_library = std::getenv("MEGALODON_SKINNY_LIBRARY") != nullptr;  // for a measurement
+  static const auto op = registered<bool(const at::Tensor&)>("megalodon::has_wide_products");
+  return !by_library && op.call(layers.front().x);
+}
+
+// That kernel, behind the norms.
+std::vector<at::Tensor> run_wide_kernel(std::vector<SkinnyLayer> layers, double eps) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const auto inputs = normalised_inputs(layers, eps);
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    auto& layer = layers[i];
+    layer.x = inputs[i], layer.norm = InputNorm::none;
+  }
+  return run_kernel(layers, eps);
+}
+
 // Whether a layer is its product, or that added to something.
 bool is_plain(const SkinnyLayer& layer) {
   return !layer.bias.defined() && !layer.silu;
@@ -131,7 +157,7 @@ std::vector<at::Tensor> sums_of_joint(const std::vector<SkinnyLayer>& layers,
   return sums;
 }
 
-// Of more rows: products by a library, and one kernel for what stands behind them.
+// Where there is no such kernel: products by a library, and one kernel for what stands behind them.
 std::vector<at::Tensor> run_products(const std::vector<SkinnyLayer>& layers, double eps) {
   const at::AutoDispatchBelowADInplaceOrView below;
   const auto inputs = normalised_inputs(layers, eps);
@@ -183,13 +209,15 @@ bool has_skinny_kernel(const at::Tensor& x) {
 std::vector<at::Tensor> skinny_linear(const std::vector<SkinnyLayer>& layers, double eps) {
   check(layers);
   if (!has_kernel(layers)) return skinny_linear_reference(layers, eps);
-  return rows_of(layers.front().x) <= kMostKernelRows ? run_kernel(layers, eps) : run_products(layers, eps);
+  if (rows_of(layers.front().x) <= kMostKernelRows) return run_kernel(layers, eps);
+  return has_wide_kernel(layers) ? run_wide_kernel(layers, eps) : run_products(layers, eps);
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
   m.def(
       "skinny_linear(Tensor[] x, Tensor[] weight, Tensor?[] up, Tensor?[] bias, Tensor?[] add, "
       "Tensor?[] norm_weight, Tensor?[] norm_bias, int[] norm, int[] silu, float eps) -> Tensor[]");
+  m.def("has_wide_products(Tensor x) -> bool");
   m.def(
       "finish_products(Tensor[] sums, Tensor?[] up, Tensor?[] bias, Tensor?[] add, int[] silu) -> Tensor[]");
 }

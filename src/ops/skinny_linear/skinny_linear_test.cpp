@@ -40,7 +40,7 @@ TEST(SkinnyLinear, AgreesWithReferenceWithoutGradients) {
   for (const auto type : {at::kFloat, at::kBFloat16}) {
     for (const int64_t rows : {1, 3, 4, 5, 8, 17, 32, 33}) {
       for (const auto& [in, out, more] :
-           {std::tuple{32, 1, 7}, {96, 40, 17}, {2048, 70, 16}, {4864, 33, 9}, {50, 6, 3}}) {
+           {std::tuple{32, 1, 7}, {96, 40, 17}, {160, 392, 68}, {2048, 70, 16}, {4864, 33, 9}, {50, 6, 3}}) {
         const auto t = inputs(rows, in, out, more, type);
         Tensors in64;
         for (const auto& x : t) in64.push_back(x.cpu().to(at::kDouble));
@@ -88,6 +88,56 @@ TEST(SkinnyLinear, TakesWeightsThatLieTogether) {
         EXPECT_LE(testing::relative_error(got[i], want[i]), 2e-2)
             << "layer " << i << " of " << rows << " -> " << out;
     }
+  }
+}
+
+// So many outputs that nothing is gained where blocks share the features.
+TEST(SkinnyLinear, TakesManyOutputs) {
+  const at::NoGradGuard no_grad;
+  for (const int64_t out : {11304, 11303}) {
+    const auto x = testing::random({32, 448}, at::kBFloat16);
+    const auto weight = testing::random({out, 448}, at::kBFloat16) / 20;
+    const auto want = at::linear(x.cpu().to(at::kDouble), weight.cpu().to(at::kDouble));
+    const testing::PoisonedMemory poisoned;
+    EXPECT_LE(testing::relative_error(skinny_linear({{.x = x, .weight = weight}})[0], want), 1e-2) << out;
+  }
+}
+
+// Kernels that follow each other overlap on a GPU; what one reads of the other must be there.
+TEST(SkinnyLinear, ReadsWhatTheCallBeforeWrote) {
+  const at::NoGradGuard no_grad;
+  constexpr int64_t kWidth = 1024, kHidden = 2432, kLayers = 6;
+  for (const int64_t rows : {2, 7, 32}) {
+    const auto random = [](at::IntArrayRef shape) { return testing::random(shape, at::kBFloat16); };
+    const auto x = random({rows, kWidth});
+    const auto first = random({kLayers, kHidden, kWidth}) / 32,
+               second = random({kLayers, kWidth, kHidden}) / 49;
+    const auto norm = testing::random({kWidth}), bias = testing::random({kHidden});
+    const auto chain = [&](auto run, auto in) {
+      auto y = in(x);
+      for (int64_t i = 0; i < kLayers; ++i) {
+        const auto hidden = run({{.x = y,
+                                  .norm = InputNorm::rms,
+                                  .norm_weight = in(norm),
+                                  .weight = in(first)[i],
+                                  .bias = in(bias),
+                                  .silu = true}},
+                                1e-5)[0];
+        y = run({{.x = hidden, .weight = in(second)[i], .add = y}}, 1e-5)[0];
+      }
+      return y;
+    };
+    using Layers = std::vector<SkinnyLayer>;
+    const auto want =
+        chain([](const Layers& layers, double eps) { return skinny_linear_reference(layers, eps); },
+              [](const at::Tensor& t) { return t.cpu().to(at::kDouble); });
+    const auto run = [&] {
+      return chain([](const Layers& layers, double eps) { return skinny_linear(layers, eps); },
+                   [](const at::Tensor& t) { return t; });
+    };
+    const auto got = run();
+    EXPECT_LE(testing::relative_error(got, want), 3e-2) << rows;
+    for (int i = 0; i < 8; ++i) EXPECT_TRUE(at::equal(run(), got)) << rows;
   }
 }
 
