@@ -1,13 +1,11 @@
 #include "ops/attention_step/cuda.h"
 
 #include <cmath>
-#include <cstdlib>
 
 #include "ops/attention_step/kernel.h"
 #include "ops/cuda_device.h"
 #include "ops/cuda_step.h"
 #include "ops/rope/cuda_rotation.h"
-#include "ops/skinny_linear/kernel.h"
 
 // A block has a head of a stream and a group of the columns of its values. It makes query and new key for
 // itself and takes all the keys that the query sees, so that no block waits for another: keys are few of the
@@ -374,15 +372,7 @@ void attention_step(const AttentionStep<T>& a, cudaStream_t stream) {
   cudaFuncSetAttribute(attend<T, V>, cudaFuncAttributePreferredSharedMemoryCarveout,
                        cudaSharedmemCarveoutMaxShared);
   set(most_shared_memory() >= kLarge ? kMostThreads : kMostThreads / 2);
-  static const bool fills = std::getenv("MEGALODON_ATTEND_FILLS") != nullptr;  // for a measurement
-  if (a.B > kMostKernelRows && is_hopper() && !fills) {
-    // One block a multiprocessor, of half the registers and less of its memory: beside it there is room for
-    // one of the product that follows (ops/skinny_linear/cuda_wide.cu), whose weights then come meanwhile.
-    set(kMostThreads / 2);
-    places /= 2;
-  } else if (heads > places) {
-    set(kMostThreads / 2);
-  }
+  if (heads > places) set(kMostThreads / 2);
   // As few columns a block as all blocks at once allow, but lines.
   int bits = 0;
   while ((1 << bits) < threads && (V << bits) < a.dv) ++bits;
