@@ -33,7 +33,7 @@ class Stepper {
 
   const model::LanguageModel& model_;
   at::Tensor tokens_, logits_;
-  model::StreamState state_;  // shares the tensors of the last step
+  model::StreamState state_;            // shares the tensors of the last step
   std::pair<int64_t, int64_t> wanted_;  // of fresh_state()
   std::unique_ptr<ops::DeviceGraph> graph_;
   uint64_t weights_ = 0;  // the version of the weights that it was recorded with

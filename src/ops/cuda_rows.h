@@ -8,15 +8,16 @@
 namespace megalodon::ops::cuda {
 
 // Norms of rows: a block takes kTileRows rows at once, a thread the same columns of each, V where rows have
-// at most kMostRowThreads packs.
-inline constexpr int kTileRows = 4, kMostRowThreads = 768;
+// at most kMostRowThreads packs. Of up to kFewRows rows, as in decoding, it takes one, and what else it reads
+// is on its way before its row is.
+inline constexpr int kTileRows = 4, kMostRowThreads = 768, kFewRows = 64;
 
-// A thread's V columns of a block's rows. They come once, into shared memory [kTileRows, threads], where only
-// the thread itself reads them: several tiles may be on their way. Where a thread has more columns (not
-// kKept), they are read from the matrix each time. Rows that are not there are zeros.
-template <class T, int V, bool kKept>
+// A thread's V columns of a block's rows. They come once, into shared memory [kRows, threads], where only the
+// thread itself reads them: several tiles may be on their way. Where a thread has more columns (not kKept),
+// they are read from the matrix each time. Rows that are not there are zeros.
+template <class T, int V, bool kKept, int kRows = kTileRows>
 struct RowTile {
-  static constexpr int kPacks = kKept ? kTileRows : 0;  // of a thread
+  static constexpr int kPacks = kKept ? kRows : 0;  // of a thread
 
   const T* x;  // the first row
   std::int64_t pitch;
@@ -57,24 +58,23 @@ __device__ void for_columns(std::int64_t D, F&& f) {
   }
 }
 
-// Numbers of the columns that a kernel of few rows reads, as in decoding, on their way before its rows are.
 template <int V, bool kKept>
 __device__ void prefetch_columns(std::int64_t rows, std::int64_t D, const float* numbers) {
-  if (numbers == nullptr || rows > 64) return;
+  if (numbers == nullptr || rows > kFewRows) return;
   for_columns<V, kKept>(D, [&](std::int64_t i) { prefetch(numbers + i); });
 }
 
 // The rows of x from `first` on. Tile `place` of those in the block's shared memory.
-template <class T, int V, bool kKept>
-__device__ RowTile<T, V, kKept> row_tile(const T* x, std::int64_t rows, std::int64_t D, std::int64_t first,
-                                         uint4* shared, int place) {
-  auto* const kept = reinterpret_cast<Pack<T, V>*>(shared) + place * kTileRows * blockDim.x;
-  return {x + first * D, D, static_cast<int>(min(rows - first, std::int64_t{kTileRows})), kept};
+template <class T, int V, bool kKept, int kRows = kTileRows>
+__device__ RowTile<T, V, kKept, kRows> row_tile(const T* x, std::int64_t rows, std::int64_t D,
+                                                std::int64_t first, uint4* shared, int place) {
+  auto* const kept = reinterpret_cast<Pack<T, V>*>(shared) + place * kRows * blockDim.x;
+  return {x + first * D, D, static_cast<int>(min(rows - first, std::int64_t{kRows})), kept};
 }
-template <class T, int V, bool kKept>
-__device__ RowTile<T, V, kKept> read_rows(const T* x, std::int64_t rows, std::int64_t D, std::int64_t first,
-                                          uint4* shared) {
-  const auto tile = row_tile<T, V, kKept>(x, rows, D, first, shared, 0);
+template <class T, int V, bool kKept, int kRows>
+__device__ RowTile<T, V, kKept, kRows> read_rows(const T* x, std::int64_t rows, std::int64_t D,
+                                                 std::int64_t first, uint4* shared) {
+  const auto tile = row_tile<T, V, kKept, kRows>(x, rows, D, first, shared, 0);
   for_columns<V, kKept>(D, [&](std::int64_t i) { tile.start(i); });
   __pipeline_commit();
   __pipeline_wait_prior(0);
@@ -144,6 +144,15 @@ class ColumnTotals {
   std::int64_t D_;
   float kept_[K][kKept ? V : 1] = {};
 };
+
+template <class F>
+void with_rows_of_block(std::int64_t rows, F&& f) {
+  if (rows <= kFewRows) {
+    f(Width<1>{});
+  } else {
+    f(Width<kTileRows>{});
+  }
+}
 
 // launch.operator()<V, kKept>(threads, bytes): threads of a block for rows of D elements of T at `pointers`,
 // and bytes of `tiles` tiles, or without them of `totals` numbers a column.

@@ -222,8 +222,8 @@ TEST(Attention, RowsAtDifferentPositionsShareABatch) {
       const auto start = starts({0, 3, 7, 8, 1000000000005, 17, (1LL << 62) + 6});
       const auto got = attention(x[0], x[1], x[2], start, o, cache);
       EXPECT_TRUE(at::equal(got, attention(x[0], x[1], x[2], start, o, cache)));
-      const auto columns = at::cat({x[1].flatten(2), x[2].flatten(2), x[0].flatten(2)}, 2)
-                               .split_with_sizes({32, 48, 64}, 2);
+      const auto columns =
+          at::cat({x[1].flatten(2), x[2].flatten(2), x[0].flatten(2)}, 2).split_with_sizes({32, 48, 64}, 2);
       const auto heads = [&](std::size_t i, int64_t d) { return columns[i].unflatten(2, {-1, d}); };
       EXPECT_TRUE(at::equal(got, attention(heads(2, 16), heads(0, 16), heads(1, 24), start, o, cache)));
       const auto d = [](const at::Tensor& t) { return t.to(at::kDouble); };

@@ -12,8 +12,8 @@ inline constexpr int kMostCacheStores = 2;  // of a launch
 // The last `kept` of L positions of each of B rows, `width` numbers each, into a ring of C slots.
 template <class T>
 struct CacheStore {
-  const T* values;  // [B, L, width]
-  T* cache;         // [B, C, width]
+  const T* values;              // [B, L, width]
+  T* cache;                     // [B, C, width]
   std::int64_t row_step, step;  // of values, from row to row and position to position, in elements
   std::int64_t kept, C, width;
 };

@@ -8,50 +8,50 @@ namespace {
 // Sums are taken of x less an origin, the mean of a row's first V numbers: of any row that lies within
 // sqrt(D / V) deviations of its mean, so that the variance loses little, and one sum over the block serves
 // both. `rest` is the mean's rounding.
-template <class T, int V, bool kKept>
+template <class T, int V, bool kKept, int kRows>
 __global__ void __launch_bounds__(kMostRowThreads)
     forward(const T* x, const float* weight, const float* bias, float eps, std::int64_t rows, std::int64_t D,
             T* y, float* mean, float* rstd) {
   extern __shared__ uint4 shared[];
-  const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows;
-  float v[V], origin[kTileRows] = {}, sums[2 * kTileRows] = {};
+  const std::int64_t first = std::int64_t{blockIdx.x} * kRows;
+  float v[V], origin[kRows] = {}, sums[2 * kRows] = {};
   prefetch_columns<V, kKept>(rows, D, weight);
   prefetch_columns<V, kKept>(rows, D, bias);
   wait_for_previous();
 #pragma unroll
-  for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     load(x + min(first + r, rows - 1) * D, v);
 #pragma unroll
     for (int j = 0; j < V; ++j) origin[r] += v[j] / V;
   }
-  const auto tile = read_rows<T, V, kKept>(x, rows, D, first, shared);
+  const auto tile = read_rows<T, V, kKept, kRows>(x, rows, D, first, shared);
   const float scale = 1 / static_cast<float>(D);
   for_columns<V, kKept>(D, [&](std::int64_t i) {
 #pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       tile.read(r, i, v);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const float u = v[j] - origin[r];
-        sums[r] += u, sums[kTileRows + r] += u * u;
+        sums[r] += u, sums[kRows + r] += u * u;
       }
     }
   });
   block_sum(sums);
-  float m[kTileRows], rest[kTileRows], root[kTileRows];
+  float m[kRows], rest[kRows], root[kRows];
 #pragma unroll
-  for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     const float shift = sums[r] * scale;
     m[r] = origin[r] + shift;
     rest[r] = shift - (m[r] - origin[r]);
-    root[r] = 1 / sqrtf(fmaxf(0, sums[kTileRows + r] * scale - shift * shift) + eps);
+    root[r] = 1 / sqrtf(fmaxf(0, sums[kRows + r] * scale - shift * shift) + eps);
     if (threadIdx.x == 0 && first + r < rows) mean[first + r] = m[r], rstd[first + r] = root[r];
   }
   for_columns<V, kKept>(D, [&](std::int64_t i) {
     float w[V] = {}, b[V] = {};
     if (weight != nullptr) load(weight + i, w), load(bias + i, b);
 #pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       if (first + r >= rows) break;
       tile.read(r, i, v);
 #pragma unroll
@@ -125,10 +125,12 @@ void layer_norm_forward(const T* x, const float* weight, const float* bias, floa
   with_row_layout<T>(
       D, 1, 0,
       [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
-        allow_shared_memory(forward<T, V, kKept>, bytes);
-        const dim3 grid(grid_size(ceil_div(rows, kTileRows)));
-        launch_step({grid, threads, bytes, stream}, forward<T, V, kKept>, x, weight, bias, eps, rows, D, y,
-                    mean, rstd);
+        with_rows_of_block(rows, [&]<int kRows>(Width<kRows>) {
+          allow_shared_memory(forward<T, V, kKept, kRows>, bytes);
+          const dim3 grid(grid_size(ceil_div(rows, kRows)));
+          launch_step({grid, threads, bytes, stream}, forward<T, V, kKept, kRows>, x, weight, bias, eps, rows,
+                      D, y, mean, rstd);
+        });
       },
       x, weight, bias, y);
 }

@@ -5,20 +5,20 @@
 namespace megalodon::ops::cuda {
 namespace {
 
-template <class T, int V, bool kKept>
+template <class T, int V, bool kKept, int kRows>
 __global__ void __launch_bounds__(kMostRowThreads)
     forward(const T* x, const float* weight, float eps, std::int64_t rows, std::int64_t D, T* y,
             float* rstd) {
   extern __shared__ uint4 shared[];
-  const std::int64_t first = std::int64_t{blockIdx.x} * kTileRows, k = blockIdx.y;
+  const std::int64_t first = std::int64_t{blockIdx.x} * kRows, k = blockIdx.y;
   prefetch_columns<V, kKept>(rows, D, weight == nullptr ? weight : weight + k * D);
   wait_for_previous();
   x += k * rows * D, y += k * rows * D, rstd += k * rows;
-  const auto tile = read_rows<T, V, kKept>(x, rows, D, first, shared);
-  float v[V], sums[kTileRows] = {};
+  const auto tile = read_rows<T, V, kKept, kRows>(x, rows, D, first, shared);
+  float v[V], sums[kRows] = {};
   for_columns<V, kKept>(D, [&](std::int64_t i) {
 #pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       tile.read(r, i, v);
 #pragma unroll
       for (int j = 0; j < V; ++j) sums[r] += v[j] * v[j];
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kMostRowThreads)
   });
   block_sum(sums);
 #pragma unroll
-  for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     sums[r] = 1 / sqrtf(sums[r] / static_cast<float>(D) + eps);
     if (threadIdx.x == 0 && first + r < rows) rstd[first + r] = sums[r];
   }
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kMostRowThreads)
     float w[V] = {};
     if (weight != nullptr) load(weight + k * D + i, w);
 #pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       if (first + r >= rows) break;
       tile.read(r, i, v);
 #pragma unroll
@@ -100,9 +100,12 @@ void rms_norm_forward(const T* x, const float* weight, float eps, std::int64_t K
   with_row_layout<T>(
       D, 1, 0,
       [&]<int V, bool kKept>(unsigned threads, std::size_t bytes) {
-        const dim3 grid(grid_size(ceil_div(rows, kTileRows)), static_cast<unsigned>(K));
-        allow_shared_memory(forward<T, V, kKept>, bytes);
-        launch_step({grid, threads, bytes, stream}, forward<T, V, kKept>, x, weight, eps, rows, D, y, rstd);
+        with_rows_of_block(rows, [&]<int kRows>(Width<kRows>) {
+          const dim3 grid(grid_size(ceil_div(rows, kRows)), static_cast<unsigned>(K));
+          allow_shared_memory(forward<T, V, kKept, kRows>, bytes);
+          launch_step({grid, threads, bytes, stream}, forward<T, V, kKept, kRows>, x, weight, eps, rows, D, y,
+                      rstd);
+        });
       },
       x, weight, y);
 }

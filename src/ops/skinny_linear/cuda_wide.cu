@@ -294,19 +294,15 @@ void wide_products(SkinnyCall call, cudaStream_t stream) {
     if (layer.up != nullptr) wide.up[i] = matrix_map(layer.up, layer.out, call.width, kBox);
   }
   wide.call = call;
-  const auto attribute = [](cudaDeviceAttr which) {
-    int device = 0, value = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&value, which, device);
-    return value;
-  };
+  int device = 0, second_cache = 0;  // the latter's bytes
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&second_cache, cudaDevAttrL2CacheSize, device);
   // About a block for each multiprocessor; what they ask for early takes half of the second cache.
-  const int processors = attribute(cudaDevAttrMultiProcessorCount), tiles = static_cast<int>(call.tiles),
+  const int processors = static_cast<int>(multiprocessors()), tiles = static_cast<int>(call.tiles),
             stages = (call.width + kDepth - 1) / kDepth;
   const int split = std::clamp((processors + tiles / 2) / tiles, 1, std::min(kMostSplit, stages));
   const std::int64_t bytes_ahead = std::int64_t{tiles} * split * static_cast<int>(sizeof(Stage::weight));
-  wide.ahead =
-      static_cast<int>(std::min<std::int64_t>(attribute(cudaDevAttrL2CacheSize) / 2 / bytes_ahead, stages));
+  wide.ahead = static_cast<int>(std::min<std::int64_t>(second_cache / 2 / bytes_ahead, stages));
   const auto kernel = common == 4 ? products<4> : products<1>;
   allow_shared_memory(kernel, kSharedBytes);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,

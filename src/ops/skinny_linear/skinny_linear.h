@@ -23,9 +23,10 @@ struct SkinnyLayer {
 
 // Results [..., out] of some layers, x of one shape in all, in the dtype of x. On a GPU in bfloat16 without
 // gradients: up to kMostKernelRows rows one kernel, bound by the reading of the weights; up to
-// kMostSkinnyRows products by a library, one for weights that lie together, and one kernel for what stands
-// behind them. The operators one by one otherwise. The kernel of few rows reads weights and biases while the
-// kernel before it ends, and must not find there what that one writes.
+// kMostSkinnyRows the norms, then on Hopper one kernel, elsewhere products by a library, one for weights that
+// lie together, and one kernel for what stands behind them. The operators one by one otherwise. The project's
+// kernels read weights and biases while the kernel before them ends, and must not find there what that one
+// writes.
 std::vector<at::Tensor> skinny_linear(const std::vector<SkinnyLayer>& layers, double eps = 1e-5);
 
 // Whether there are kernels for such an x where no gradient is wanted.
