@@ -18,10 +18,17 @@ namespace megalodon::ops::cuda {
 namespace {
 using namespace chains;
 
-constexpr int kBlocks = 2;                                  // of a multiprocessor
-constexpr int kForwardWarpBits = 3, kBackwardWarpBits = 2;  // log2 of the warps of a block
-constexpr int kForwardWarps = 1 << kForwardWarpBits, kBackwardWarps = 1 << kBackwardWarpBits;
-constexpr int kRows = 8;  // of a thread in a tile
+constexpr int kBlocks = 2;  // of a multiprocessor
+template <int kRows_, int kWarpBits_>
+struct Shape {
+  static constexpr int kRows = kRows_;          // of a thread in a tile
+  static constexpr int kWarpBits = kWarpBits_;  // log2 of the warps of a block
+  static constexpr int kWarps = 1 << kWarpBits, kThreads = 32 * kWarps;
+};
+using ForwardShape = Shape<8, 3>;
+// Backward, where a chain has groups side by side, whose sums more warps share, and elsewhere.
+using SharedShape = Shape<4, 3>;
+using OwnShape = Shape<8, 2>;
 
 // Of a step and group: of its features alone, then the sums of the tile's steps until it, with it.
 union StepSums {
@@ -46,28 +53,30 @@ struct alignas(8) Line {
 };
 
 template <class T, int V, bool kKept>
-constexpr int kForwardPacks = kKept ? kRows * 32 : 0;  // of a tile
+constexpr int kForwardPacks = kKept ? ForwardShape::kRows * 32 : 0;  // of a tile
 
 template <class T, int V, bool kKept>
 std::size_t forward_bytes(const Plan& plan) {
-  return kForwardWarps * (kStages * kForwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
-                          (sizeof(StepSums) + sizeof(Normal)) * count_steps(plan)) +
+  return ForwardShape::kWarps * (kStages * kForwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
+                                 (sizeof(StepSums) + sizeof(Normal)) * count_steps(plan)) +
          Chain::bytes(plan);
 }
 
 template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
+__global__ void __launch_bounds__(ForwardShape::kThreads, kBlocks)
     forward(TimestepNormShape s, TimestepNormForward<T> a, std::int64_t* last_count, Plan plan) {
   extern __shared__ uint4 shared[];
+  constexpr int kRows = ForwardShape::kRows;
   constexpr int kPacks = kForwardPacks<T, V, kKept>;
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  const Chain chain(plan, at.unit, packs + kForwardWarps * kStages * kPacks);
+  const Chain chain(plan, at.unit, packs + ForwardShape::kWarps * kStages * kPacks);
   auto* const step_sums = static_cast<StepSums*>(chain.end());
   const int steps_of_tile = count_steps(plan);
   const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
   const StepArray normal_of(
-      reinterpret_cast<Normal*>(step_sums + kForwardWarps * steps_of_tile) + at.warp() * steps_of_tile, plan);
+      reinterpret_cast<Normal*>(step_sums + ForwardShape::kWarps * steps_of_tile) + at.warp() * steps_of_tile,
+      plan);
   const Features<T, V, kRows, kKept> x(a.x, s, plan, at, packs + at.warp() * kStages * kPacks);
   const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, false); };
   const auto place_of = [&](int round) { return round % kStages * kPacks; };
@@ -247,14 +256,13 @@ __device__ void add_to(float (&v)[V], const T* added, std::int64_t at) {
   for (int j = 0; j < V; ++j) v[j] += more[j];
 }
 
-template <class T, int V, bool kKept>
-constexpr int kBackwardPacks = kKept ? kRows * 32 : 0;  // of a tile, of x or dy
+template <class B, bool kKept>
+constexpr int kBackwardPacks = kKept ? B::kRows * 32 : 0;  // of a tile, of x or dy
 
-template <class T, int V, bool kKept>
+template <class B, class T, int V, bool kKept>
 std::size_t backward_bytes(const Plan& plan) {
-  return kBackwardWarps *
-             (kStages * 2 * kBackwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
-              (sizeof(StepSums) + kStages * sizeof(KnownStep) + sizeof(Line)) * count_steps(plan)) +
+  return B::kWarps * (kStages * 2 * kBackwardPacks<B, kKept> * sizeof(Pack<T, V>) +
+                      (sizeof(StepSums) + kStages * sizeof(KnownStep) + sizeof(Line)) * count_steps(plan)) +
          Chain::bytes(plan) + sizeof(float) * 8 * V;
 }
 
@@ -270,20 +278,21 @@ __device__ Sums gradient_sums(const KnownStep& now, const StepSums::Products& of
   return {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
 }
 
-template <class T, int V, bool kKept>
-__global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
+template <class B, class T, int V, bool kKept>
+__global__ void __launch_bounds__(B::kThreads, kBlocks)
     backward(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormAdded<T> added, Plan plan,
              float* parameter_sums) {
   extern __shared__ uint4 shared[];
-  constexpr int kPacks = kBackwardPacks<T, V, kKept>;
+  constexpr int kRows = B::kRows;
+  constexpr int kPacks = kBackwardPacks<B, kKept>;
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  const Chain chain(plan, at.unit, packs + kBackwardWarps * kStages * 2 * kPacks);
+  const Chain chain(plan, at.unit, packs + B::kWarps * kStages * 2 * kPacks);
   auto* const weights = static_cast<float*>(chain.end());  // with 1, of the chain
   auto* const step_sums = reinterpret_cast<StepSums*>(weights + 8 * V);
   const int steps_of_tile = count_steps(plan);
-  auto* const known_steps = reinterpret_cast<KnownStep*>(step_sums + kBackwardWarps * steps_of_tile);
-  auto* const lines = reinterpret_cast<Line*>(known_steps + kBackwardWarps * kStages * steps_of_tile);
+  auto* const known_steps = reinterpret_cast<KnownStep*>(step_sums + B::kWarps * steps_of_tile);
+  auto* const lines = reinterpret_cast<Line*>(known_steps + B::kWarps * kStages * steps_of_tile);
   const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
   const StepArray line_of(lines + at.warp() * steps_of_tile, plan);
   auto* const own = packs + at.warp() * kStages * 2 * kPacks;
@@ -311,7 +320,7 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
                        means[0]};
   }
   if (is_narrow) {
-    for (int i = static_cast<int>(threadIdx.x); i < at.groups * plan.K; i += 32 * kBackwardWarps)
+    for (int i = static_cast<int>(threadIdx.x); i < at.groups * plan.K; i += B::kThreads)
       weights[i] = 1 + a.weight[at.first_group * plan.K + i];
     __syncthreads();
   }
@@ -495,13 +504,14 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
 
 std::int64_t cluster_blocks(const TimestepNormShape& s, int warps);
 
-// launch.operator()<V, kKept>(plan)
-template <class T, class F, class... P>
-void with_plan(const TimestepNormShape& s, int warp_bits, F&& launch, const P*... pointers) {
+// launch.operator()<V, kKept>(plan), the plan for blocks of shape B
+template <class B, class T, class F, class... P>
+void with_plan(const TimestepNormShape& s, F&& launch, const P*... pointers) {
   with_pack_width<T>(
       s.D / s.G,
       [&]<int V>(Width<V>) {
-        const Plan plan(s, V, kRows, static_cast<int>(cluster_blocks(s, 1 << warp_bits)), warp_bits);
+        const auto blocks = static_cast<int>(cluster_blocks(s, B::kWarps));
+        const Plan plan(s, V, B::kRows, blocks, B::kWarpBits);
         if (plan.K <= 32 * V) {
           launch.template operator()<V, true>(plan);
         } else {
@@ -526,7 +536,7 @@ void allow_all_shared_memory(Kernel kernel, std::size_t bytes) {
 using MostClusters = std::array<int, 9>;
 MostClusters most_clusters() {
   constexpr std::size_t kShared = 224 * 1024 / kBlocks;
-  const auto kernel = backward<Bfloat16, 8, true>;
+  const auto kernel = backward<SharedShape, Bfloat16, 8, true>;
   allow_all_shared_memory(kernel, kShared);
   MostClusters most{};
   for (unsigned blocks = 2; is_hopper() && blocks < most.size(); ++blocks) {
@@ -534,13 +544,19 @@ MostClusters most_clusters() {
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {1, 1, blocks};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(32 * kBackwardWarps);
+    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(SharedShape::kThreads);
     config.dynamicSmemBytes = kShared;
     config.attrs = &attribute, config.numAttrs = 1;
     if (cudaOccupancyMaxActiveClusters(&most[blocks], kernel, &config) != cudaSuccess) most[blocks] = 0;
   }
   cudaGetLastError();  // a size that the device does not know is none
   return most;
+}
+
+template <class F>
+auto with_backward_shape(const TimestepNormShape& s, F&& f) {
+  constexpr std::int64_t kShared = 32;  // features of a group that may share a chain
+  return s.D / s.G <= kShared ? f(SharedShape{}) : f(OwnShape{});
 }
 
 // The largest clusters that all run at once, each warp with some tiles to go through.
@@ -559,14 +575,14 @@ std::int64_t cluster_blocks(const TimestepNormShape& s, int warps) {
 }  // namespace
 
 std::int64_t timestep_norm_units(const TimestepNormShape& s) {
-  return cluster_blocks(s, kBackwardWarps) * kBackwardWarps;
+  return with_backward_shape(s, [&]<class B>(B) { return cluster_blocks(s, B::kWarps) * B::kWarps; });
 }
 
 template <class T>
 void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward<T>& a,
                            std::int64_t* last_count, cudaStream_t stream) {
-  with_plan<T>(
-      s, kForwardWarpBits,
+  with_plan<ForwardShape, T>(
+      s,
       [&]<int V, bool kKept>(const Plan& plan) {
         const std::size_t shared = forward_bytes<T, V, kKept>(plan);
         allow_all_shared_memory(forward<T, V, kKept>, shared);
@@ -578,14 +594,16 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
 template <class T>
 void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
                             const TimestepNormAdded<T>& added, float* sums, cudaStream_t stream) {
-  with_plan<T>(
-      s, kBackwardWarpBits,
-      [&]<int V, bool kKept>(const Plan& plan) {
-        const std::size_t shared = backward_bytes<T, V, kKept>(plan);
-        allow_all_shared_memory(backward<T, V, kKept>, shared);
-        launch_step(clusters(s, plan, shared, stream), backward<T, V, kKept>, s, a, added, plan, sums);
-      },
-      a.x, a.weight, a.dy, a.dx, added.first, added.second);
+  with_backward_shape(s, [&]<class B>(B) {
+    with_plan<B, T>(
+        s,
+        [&]<int V, bool kKept>(const Plan& plan) {
+          const std::size_t shared = backward_bytes<B, T, V, kKept>(plan);
+          allow_all_shared_memory(backward<B, T, V, kKept>, shared);
+          launch_step(clusters(s, plan, shared, stream), backward<B, T, V, kKept>, s, a, added, plan, sums);
+        },
+        a.x, a.weight, a.dy, a.dx, added.first, added.second);
+  });
 }
 
 template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&,
