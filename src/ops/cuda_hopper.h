@@ -54,6 +54,12 @@ __device__ inline void prefetch_box(const CUtensorMap& map, int i, int j, int k)
                "r"(k)
                : "memory");
 }
+// And back from shared memory, what lies in the array; commit_copies_back() follows.
+__device__ inline void copy_box_back(const CUtensorMap& map, int i, int j, int k, const void* from) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+               "r"(i), "r"(j), "r"(k), "r"(shared_address(from))
+               : "memory");
+}
 // Of the matrix of `map` (matrix_map): rows from `row` on, 64 columns from 64 `block` on.
 __device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int block, Barrier& barrier) {
   copy_box(to, map, 0, row, block, barrier);
@@ -61,11 +67,8 @@ __device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int 
 __device__ inline void prefetch_tile(const CUtensorMap& map, int row, int block) {
   prefetch_box(map, 0, row, block);
 }
-// And back from shared memory, what lies in the matrix; commit_copies_back() follows.
 __device__ inline void copy_tile_back(const CUtensorMap& map, int row, int block, const void* from) {
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
-               "r"(0), "r"(row), "r"(block), "r"(shared_address(from))
-               : "memory");
+  copy_box_back(map, 0, row, block, from);
 }
 
 // A matrix in shared memory as wgmma takes it, with the 16 numbers in depth that begin at 16 `step` of a tile

@@ -117,8 +117,8 @@ class Mover {
     for (int stream = 0; stream < kStreams<kBack>; ++stream) {
 #pragma unroll
       for (int step = 0; step < kSteps; step += kBoxSteps)
-        copy_box(arrays_.in[stream], feature_, at.first_step() + step, at.sequence,
-                 shared_address(memory_.rows[stage][stream]) + step * 32, memory_.arrived[stage]);
+        copy_box(memory_.rows[stage][stream] + 2 * step, arrays_.in[stream], feature_, at.first_step() + step,
+                 at.sequence, memory_.arrived[stage]);
     }
   }
   // The outputs of the i-th tile, when they are there.
@@ -132,8 +132,7 @@ class Mover {
     if (thread_ != 0) return;
 #pragma unroll
     for (int step = 0; step < kSteps; step += kBoxSteps)
-      copy_box_back(arrays_.out, feature_, at.first_step() + step, at.sequence,
-                    shared_address(memory_.leaving) + step * 32);
+      copy_box_back(arrays_.out, feature_, at.first_step() + step, at.sequence, memory_.leaving + 2 * step);
     commit_copies_back();
   }
 

@@ -2,7 +2,6 @@
 #include <cstdint>
 
 #include "ops/cema/cuda.h"
-#include "ops/cuda_barrier.h"
 #include "ops/cuda_tensor_map.h"
 
 // Boxes of kBoxSteps steps x kCemaTileFeatures features of an array [B, L, D] that the tensor memory
@@ -21,23 +20,6 @@ inline Boxes make_boxes(const CemaShape& s, const Bfloat16* x) {
                      .box = {static_cast<int>(kCemaTileFeatures), kBoxSteps, 1},
                      .swizzle = CU_TENSOR_MAP_SWIZZLE_32B,
                      .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B});
-}
-
-__device__ inline void copy_box(const Boxes& from, int feature, int step, int sequence, std::uint32_t to,
-                                Barrier& barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
-      "[%5];" ::"r"(to),
-      "l"(&from), "r"(feature), "r"(step), "r"(sequence), "r"(shared_address(&barrier))
-      : "memory");
-}
-
-// Back from shared memory; commit_copies_back() follows.
-__device__ inline void copy_box_back(const Boxes& to, int feature, int step, int sequence,
-                                     std::uint32_t from) {
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&to),
-               "r"(feature), "r"(step), "r"(sequence), "r"(from)
-               : "memory");
 }
 
 }  // namespace megalodon::ops::cuda
