@@ -149,8 +149,8 @@ __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low)
 
 // Powers 2 (lane % 4), the next, and those 8, 16 and 24 higher, of component lane / 4: to shared memory, and
 // what rounding left of them, as left-hand matrices. Added to lags with the weight p conj(eta).
-__device__ void make_powers(Pair q, Pair weight, int lane, uint4 (&to)[64], Powers& low,
-                            float (&lags)[4][2]) {
+[[maybe_unused]] __device__ void make_powers(Pair q, Pair weight, int lane, uint4 (&to)[64], Powers& low,
+                                             float (&lags)[4][2]) {
   const Pair one{1, 0}, q2 = multiply(q, q), q4 = multiply(q2, q2), q8 = multiply(q4, q4);
   Pair even = multiply(lane % 2 == 1 ? q2 : one, lane / 2 % 2 == 1 ? q4 : one);
 #pragma unroll

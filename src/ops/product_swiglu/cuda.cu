@@ -15,9 +15,9 @@ namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kDepth = 64, kMostResident = 384;  // of a stage; of a weight that stays
-constexpr int kThreads = 384, kMultiplying = 256;
-constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 numbers
-constexpr int kWarpBoxBytes = 16 * 128;  // a warp's rows of them
+[[maybe_unused]] constexpr int kThreads = 384, kMultiplying = 256;
+[[maybe_unused]] constexpr int kBoxBytes = 64 * 128;  // 64 rows of 64 numbers
+constexpr int kWarpBoxBytes = 16 * 128;               // a warp's rows of them
 constexpr int kSetBytes = 2 * kWarpBoxBytes;
 constexpr int kAcross = 2;  // backward: boxes in a tile's columns
 
@@ -135,7 +135,7 @@ __device__ float high(std::uint32_t pair) {
 }
 
 // x, of which the compiler knows nothing: what follows from it does not take registers during products.
-__device__ int opaque(int x) {
+[[maybe_unused]] __device__ int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
@@ -267,7 +267,7 @@ __device__ void differentiate(const float (&d)[8], std::uint32_t (&a)[4], std::u
 }
 
 // The sums of a lane's two columns over a warp's 16 rows, in shared memory.
-__device__ float2 sum_of_rows(const char* box) {
+[[maybe_unused]] __device__ float2 sum_of_rows(const char* box) {
   const int lane = threadIdx.x % 32;
   float2 sum{0, 0};
 #pragma unroll
