@@ -16,10 +16,8 @@ using Optional = std::optional<at::Tensor>;
 at::Tensor value(const at::Tensor& dropped, const Weight& weight, const Optional& added,
                  SavedWeight* saved = nullptr) {
   Operand hidden(dropped, Operand::Part::input);
-  auto shape = dropped.sizes().vec();
-  shape.back() = weight.value().size(-2);
   const auto onto = added ? Optional(rows_of(*added, weight)) : std::nullopt;
-  return linear(hidden, weight, {}, onto, saved).view(shape);
+  return linear(hidden, weight, {}, onto, saved).view(shape_with(dropped, weight.value().size(-2)));
 }
 
 // Of swiglu(a, b) from the gradient of drop(that) W^T; with its value again where `again`.

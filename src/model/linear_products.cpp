@@ -26,6 +26,12 @@ at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight) {
   return weight.dim() == 3 ? x.reshape({weight.size(0), -1, x.size(-1)}) : x.reshape({-1, x.size(-1)});
 }
 
+std::vector<int64_t> shape_with(const at::Tensor& x, int64_t features) {
+  auto shape = x.sizes().vec();
+  shape.back() = features;
+  return shape;
+}
+
 const ops::Float8& Operand::float8() {
   if (!float8_) {
     const bool gradient = part_ == Part::gradient;

@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include "model/parameters.h"
 #include "ops/float8/float8.h"
@@ -13,6 +14,9 @@ namespace megalodon::model {
 
 // [R, in] of x [..., in], or [K, R, in] for the weights [K, out, in] of K models.
 at::Tensor rows_of(const at::Tensor& x, const at::Tensor& weight);
+
+// The shape of x with so many features.
+std::vector<int64_t> shape_with(const at::Tensor& x, int64_t features);
 
 // x [..., in] or a gradient [..., out], as products take it. What it is in float8 is made once, when first
 // asked for.

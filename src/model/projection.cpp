@@ -19,10 +19,9 @@ using Layers = std::vector<Linear>;
 
 // The layer's result [..., out] of x [..., in].
 at::Tensor value(const at::Tensor& x, Operand& operand, const Linear& layer, SavedWeight* saved = nullptr) {
-  auto shape = x.sizes().vec();
-  shape.back() = layer.weight.value().size(-2);
   const auto onto = layer.added.defined() ? std::optional(rows_of(layer.added, layer.weight)) : std::nullopt;
-  return linear(operand, layer.weight, layer.bias, onto, saved).view(shape);
+  return linear(operand, layer.weight, layer.bias, onto, saved)
+      .view(shape_with(x, layer.weight.value().size(-2)));
 }
 
 // Whether nobody else sees the memory of x, a gradient that an operator was handed.
@@ -93,9 +92,8 @@ std::vector<int64_t> widths_of(at::TensorList weights) {
 
 // Of x and weights that lie together as `weight` [sum of out, in].
 variable_list joint_result(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef widths) {
-  auto shape = x.sizes().vec();
-  shape.back() = weight.size(0);
-  return ops::product(rows_of(x, weight), weight.t()).view(shape).split_with_sizes(widths, -1);
+  const auto y = ops::product(rows_of(x, weight), weight.t());
+  return y.view(shape_with(x, weight.size(0))).split_with_sizes(widths, -1);
 }
 
 // Of layers whose weights lie together as `weight` [sum of out, in]: the results are columns of one tensor.
@@ -110,8 +108,7 @@ struct JointProjection : torch::autograd::Function<JointProjection> {
     ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(false);
     if (for_swiglu) {
-      auto shape = x.sizes().vec();
-      shape.back() = widths[0];
+      const auto shape = shape_with(x, widths[0]);
       const auto [a, b, y] = ops::product_swiglu(rows_of(x, weight), weight);
       variable_list results{a.view(shape), b.view(shape), y.view(shape)};
       ctx->mark_non_differentiable({results[2]});
@@ -126,9 +123,7 @@ struct JointProjection : torch::autograd::Function<JointProjection> {
     const auto widths = ctx->saved_data["widths"].toIntVector();
     variable_list parts;
     for (std::size_t i = 0; i < widths.size(); ++i) {
-      auto shape = x.sizes().vec();
-      shape.back() = widths[i];
-      parts.push_back(dy[i].defined() ? dy[i] : at::zeros(shape, x.options()));
+      parts.push_back(dy[i].defined() ? dy[i] : at::zeros(shape_with(x, widths[i]), x.options()));
     }
     const auto whole = ops::joined(parts, -1);
     const auto d = rows_of(whole.defined() ? whole : at::cat(parts, -1), weight);
@@ -200,9 +195,8 @@ SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weig
   if (const auto joint = joint_weight(x, {{a}, {b}}); joint.defined()) {
     const variable_list weights{a, b};
     if (!at::GradMode::is_enabled()) {
-      auto shape = x.sizes().vec();
-      shape.back() = a.value().size(0);
-      return {{}, {}, ops::product_swiglu(rows_of(x, joint), joint, false).y.view(shape)};
+      const auto y = ops::product_swiglu(rows_of(x, joint), joint, false).y;
+      return {{}, {}, y.view(shape_with(x, a.value().size(0)))};
     }
     const auto results = JointProjection::apply(x, at::TensorList(weights), joint, true);
     return {results[0], results[1], results[2]};

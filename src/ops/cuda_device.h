@@ -47,6 +47,23 @@ __device__ inline void unpack(const Pack<Bfloat16, V>& pack, float (&to)[V]) {
     to[i] = __uint_as_float(word << 16), to[i + 1] = __uint_as_float(word & 0xffff0000);
   }
 }
+// 16 bytes, words until they are unpacked: of elements the compiler would keep each by itself. Read past the
+// first cache, which does not see what other blocks write.
+__device__ inline uint4 read_pack(const void* from) {
+  return __ldcg(static_cast<const uint4*>(from));
+}
+template <class T>
+__device__ inline void unpack(const uint4& pack, float (&to)[16 / sizeof(T)]) {
+  const unsigned word[4] = {pack.x, pack.y, pack.z, pack.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      to[i] = __uint_as_float(word[i]);
+    } else {
+      to[2 * i] = __uint_as_float(word[i] << 16), to[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+    }
+  }
+}
 template <int V, class T>
 __device__ inline Pack<T, V> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, V>*>(from);

@@ -32,11 +32,6 @@ inline at::Tensor aligned(const at::Tensor& x, int64_t elements) {
   return reinterpret_cast<uintptr_t>(x_.const_data_ptr()) % bytes == 0 ? x_ : x_.clone();
 }
 
-// A matrix x itself where its rows lie in memory, else a copy.
-inline at::Tensor with_rows(const at::Tensor& x) {
-  return x.stride(1) == 1 || x.size(1) == 1 ? x : x.contiguous();
-}
-
 // Blocks that share the rows of a matrix where each sums over its own: some waves on a large device.
 inline int64_t row_blocks(int64_t rows) {
   return std::clamp<int64_t>(rows, 1, 1024);

@@ -44,16 +44,19 @@ __device__ inline void cluster_sync() {
   cluster_arrive();
   cluster_wait();
 }
-// What lies at `mine` of this block's shared memory in that of another block of the cluster.
+// Where another block of the cluster has in its shared memory what this one has at `mine`.
+__device__ inline std::uint32_t address_in_block(const void* mine, unsigned block) {
+  const auto local = static_cast<std::uint32_t>(__cvta_generic_to_shared(mine));
+  std::uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
+  return remote;
+}
 __device__ inline double2 read_of_block(const double2* mine, unsigned block) {
 #if __CUDA_ARCH__ >= 900
-  const auto local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
-  unsigned remote;
   double2 value;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
   asm volatile("ld.shared::cluster.v2.f64 {%0, %1}, [%2];"
                : "=d"(value.x), "=d"(value.y)
-               : "r"(remote)
+               : "r"(address_in_block(mine, block))
                : "memory");
   return value;
 #else

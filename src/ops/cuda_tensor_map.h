@@ -47,4 +47,17 @@ inline CUtensorMap tensor_map(const char* op, const Bfloat16* data, const Tensor
   return map;
 }
 
+// A matrix whose rows are `pitch` numbers apart, for copies of boxes of `box_rows` rows and 64 `box_blocks`
+// columns: copy_tile() of ops/cuda_hopper.h. Columns in multiples of 64.
+inline CUtensorMap matrix_map(const char* op, const Bfloat16* matrix, std::int64_t rows, std::int64_t columns,
+                              std::int64_t pitch, int box_rows, int box_blocks) {
+  constexpr int kBlock = 64;
+  return tensor_map(op, matrix,
+                    {.sizes = {kBlock, rows, columns / kBlock},
+                     .strides = {pitch, kBlock},
+                     .box = {kBlock, box_rows, box_blocks},
+                     .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
+                     .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B});
+}
+
 }  // namespace megalodon::ops::cuda

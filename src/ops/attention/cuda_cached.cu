@@ -94,12 +94,6 @@ __global__ void attend(CachedSizes s, CachedInputs<T> in, T* o, float* parts) {
 constexpr int kNarrowWarps = 4;  // of a block
 constexpr int kAtOnce = 4;       // keys and values that a lane reads before it needs the first
 
-// 16 bytes of T. They are words until here: of elements the compiler would keep each by itself.
-template <class T>
-__device__ void unpack(const uint4& pack, float (&x)[16 / sizeof(T)]) {
-  unpack(reinterpret_cast<const Pack<T, 16 / sizeof(T)>&>(pack), x);
-}
-
 // A lane's packs of the rows of a head in this call's array [B, L, Hkv, d] and in the cache [B, C, Hkv, d].
 template <class T>
 struct Rows {

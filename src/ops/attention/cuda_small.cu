@@ -91,23 +91,6 @@ __device__ void finish_copies() {
   __syncthreads();
 }
 
-// Four matrices of 8 rows of a pack, lane i giving the address of row i % 8 of matrix i / 8; transposed,
-// where they are the right side of a product over their rows.
-template <bool kTransposed>
-__device__ void load_matrices(std::uint32_t from, std::uint32_t (&to)[4]) {
-  if constexpr (kTransposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
-  }
-}
-
 // 16 rows as the left side of products over their D columns.
 template <int D>
 struct Strip {
@@ -118,7 +101,7 @@ struct Strip {
     const Lane lane;
 #pragma unroll
     for (int j = 0; j < D / 16; ++j)
-      load_matrices<false>(x.address(first, lane.index % 16, lane.index / 16, j), a[j]);
+      load_matrices<false>(a[j], x.address(first, lane.index % 16, lane.index / 16, j));
   }
 
   // [16, 16]: the products with 16 rows from `row` on.
@@ -132,7 +115,7 @@ struct Strip {
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
       std::uint32_t b[4];
-      load_matrices<false>(x.address(row, lane.index / 16 * 8 + lane.index % 8, lane.index / 8 % 2, j), b);
+      load_matrices<false>(b, x.address(row, lane.index / 16 * 8 + lane.index % 8, lane.index / 8 % 2, j));
       multiply_add(c[0], a[j], b[0], b[1]);
       multiply_add(c[1], a[j], b[2], b[3]);
     }
@@ -152,7 +135,7 @@ struct Sums {
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
       std::uint32_t b[4];
-      load_matrices<true>(x.address(row, lane.index % 16, lane.index / 16, j), b);
+      load_matrices<true>(b, x.address(row, lane.index % 16, lane.index / 16, j));
       multiply_add(c[2 * j], a, b[0], b[1]);
       multiply_add(c[2 * j + 1], a, b[2], b[3]);
     }

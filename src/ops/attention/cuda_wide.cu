@@ -588,12 +588,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_gradients(const __grid_cons
 // A matrix [rows, columns] for copies of boxes of `box_rows` rows and 64 `box_blocks` columns.
 CUtensorMap matrix_map(const Bfloat16* matrix, std::int64_t rows, std::int64_t columns, int box_rows,
                        int box_blocks) {
-  return tensor_map("attention", matrix,
-                    {.sizes = {kDepth, rows, columns / kDepth},
-                     .strides = {columns, kDepth},
-                     .box = {kDepth, box_rows, box_blocks},
-                     .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
-                     .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B});
+  return cuda::matrix_map("attention", matrix, rows, columns, columns, box_rows, box_blocks);
 }
 
 template <class Work>

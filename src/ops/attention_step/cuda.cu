@@ -19,23 +19,6 @@ constexpr int kTile = 1024;           // keys whose weights are in memory at onc
 constexpr int kKeys = 2, kPacks = 4;  // keys that are on their way to a thread, in registers; packs of each
 constexpr int kSlots = 16;            // packs of values on their way to it, in shared memory
 
-// 16 bytes, as they are until they are needed.
-__device__ uint4 read_pack(const void* from) {
-  return __ldcg(static_cast<const uint4*>(from));
-}
-template <class T, int V>
-__device__ void unpack(const uint4& pack, float (&to)[V]) {
-  const unsigned word[4] = {pack.x, pack.y, pack.z, pack.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (V == 4) {
-      to[i] = __uint_as_float(word[i]);
-    } else {
-      to[2 * i] = __uint_as_float(word[i] << 16), to[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
-    }
-  }
-}
-
 // A pack on its way to shared memory, and the end of a group of them (none, one ...).
 __device__ void copy_pack(uint4* to, const void* from) {
   asm volatile(
@@ -46,7 +29,8 @@ __device__ void copy_pack(uint4* to, const void* from) {
 __device__ void end_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Until no more than kLeft of this thread's groups are on their way.
+// Until no more than kLeft of this thread's groups are on their way. (__pipeline_wait_prior() leaves 8 at
+// most.)
 template <int kLeft>
 __device__ void wait_for_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");

@@ -429,15 +429,9 @@ __global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ 
   }
 }
 
-// A matrix for copies of boxes of `box_rows` rows and 64 `box_blocks` columns.
 CUtensorMap matrix_map(const Bfloat16* matrix, std::int64_t rows, std::int64_t columns, std::int64_t pitch,
                        int box_rows, int box_blocks) {
-  return tensor_map("product_swiglu", matrix,
-                    {.sizes = {kDepth, rows, columns / kDepth},
-                     .strides = {pitch, kDepth},
-                     .box = {kDepth, box_rows, box_blocks},
-                     .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
-                     .promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B});
+  return cuda::matrix_map("product_swiglu", matrix, rows, columns, pitch, box_rows, box_blocks);
 }
 
 template <class C>

@@ -132,11 +132,7 @@ __device__ void multiply_stages(const Part& part, Shared& shared, float (&sums)[
 // V numbers of a block of the cluster, where they lie in each.
 template <int V>
 __device__ void read_of_cluster(const float* mine, unsigned block, float (&to)[V]) {
-  const std::uint32_t local = shared_address(mine);
-  std::uint32_t remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(block));
-#pragma unroll
-  for (int j = 0; j < V; ++j) to[j] = 0;
+  const std::uint32_t remote = address_in_block(mine, block);
   if constexpr (V == 4) {
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])

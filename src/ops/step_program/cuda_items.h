@@ -144,7 +144,7 @@ class Attention {
         if (keys_.begin + i == keys_.of_stream - 1) now[u] = new_value;
         const float w = i < count ? __expf(weight_[i] - moments.x) : 0;
         float columns[8];
-        unpack(now[u], columns);
+        unpack<Bfloat16>(now[u], columns);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sum[j] += w * columns[j];
       }
@@ -203,7 +203,7 @@ class Attention {
                  (!wants_value || words_.read_8(p_.v, a_.v, value_at, value));
     }
     float v[8], squares = 0;
-    unpack(pack, v);
+    unpack<Bfloat16>(pack, v);
 #pragma unroll
     for (int j = 0; j < 8; ++j) squares += v[j] * v[j];
     const float features = static_cast<float>(dz_);
@@ -240,7 +240,7 @@ class Attention {
         if (keys_.begin + begin + u * teams_ + team_ == keys_.of_stream - 1)
           now[u] = *reinterpret_cast<const uint4*>(newest_ + lane_ * 8);
         float features[8];
-        unpack(now[u], features);
+        unpack<Bfloat16>(now[u], features);
 #pragma unroll
         for (int j = 0; j < 8; ++j) score[u] += q[j] * features[j];
       }

@@ -110,7 +110,9 @@ __device__ inline void read_input(const Words& words, const LinearPhase& phase, 
   const int packs = row < c.rows ? c.width / 8 : 0;
   const int first_of_row = row * c.width;
   Bfloat16* const own = to + row * pitch;
-  const auto get = [&](int i, float (&v)[8]) { unpack(*reinterpret_cast<const uint4*>(own + i * 8), v); };
+  const auto get = [&](int i, float (&v)[8]) {
+    unpack<Bfloat16>(*reinterpret_cast<const uint4*>(own + i * 8), v);
+  };
   const bool normalises = layer.norm != InputNorm::none;
   const auto read_norm = [&](int i, float (&weight)[8], float (&bias)[8]) {
     if (layer.norm_weight != nullptr) read_parameters(layer.norm_weight + i * 8, weight);
@@ -130,7 +132,7 @@ __device__ inline void read_input(const Words& words, const LinearPhase& phase, 
     }
     const auto take = [&](int i, const uint4& pack) {
       *reinterpret_cast<uint4*>(own + i * 8) = pack;
-      unpack(pack, v);
+      unpack<Bfloat16>(pack, v);
 #pragma unroll
       for (int j = 0; j < 8; ++j) sum += v[j], squares += v[j] * v[j];
     };

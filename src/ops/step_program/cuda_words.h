@@ -10,11 +10,6 @@ __device__ inline void sync() {
   named_wait(1, kThreads);
 }
 
-// Past the first cache, which does not see what other blocks write.
-__device__ inline uint4 read_pack(const void* from) {
-  return __ldcg(static_cast<const uint4*>(from));
-}
-
 // What phases hand over. A read succeeds when the number is there; several are asked for at once, again and
 // again, since each takes a trip to the second cache.
 class Words {
@@ -79,12 +74,6 @@ class Words {
   Word tag_;
 };
 
-__device__ inline void unpack(const uint4& pack, float (&to)[8]) {
-  const unsigned word[4] = {pack.x, pack.y, pack.z, pack.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    to[2 * i] = __uint_as_float(word[i] << 16), to[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
-}
 // Parameters, on their way from here on: left to itself the compiler asks for them when they are needed.
 __device__ inline float read_parameter(const float* from) {
   float x;
