@@ -381,7 +381,7 @@ struct Operator {
   std::string name;
   std::function<std::vector<at::Tensor>()> fresh;
   std::function<at::Tensor(const std::vector<at::Tensor>&)> f;
-  double work, ceiling;
+  double forward, backward, ceiling;  // work of the passes, and of a second
   const char* unit;
 };
 
@@ -396,16 +396,21 @@ void bench_operator(const Options& o, const Operator& op) {
   const auto report = [&](const std::string& what, double work, const auto& call) {
     const double seconds = median_seconds_in_row(o, [&](int64_t i) {
       const auto which = static_cast<std::size_t>(i) % inputs.size();
-      made[which] = call(inputs[which]);
+      made[which] = call(which);
     });
     print(o, {op.name + what + o.compute_type, seconds, work, op.ceiling, op.unit});
   };
-  report(" forward ", op.work, [&](const auto& x) {
+  report(" forward ", op.forward, [&](std::size_t i) {
     const at::NoGradGuard no_grad;
-    return std::vector<at::Tensor>{op.f(x)};
+    return std::vector<at::Tensor>{op.f(inputs[i])};
   });
-  report(" forward + backward ", 2.5 * op.work,
-         [&](const auto& x) { return torch::autograd::grad({op.f(x)}, x, {gradient}); });
+  report(" forward + backward ", op.forward + op.backward,
+         [&](std::size_t i) { return torch::autograd::grad({op.f(inputs[i])}, inputs[i], {gradient}); });
+  std::vector<at::Tensor> results;
+  for (const auto& x : inputs) results.push_back(op.f(x));
+  report(" backward ", op.backward, [&](std::size_t i) {
+    return torch::autograd::grad({results[i]}, inputs[i], {gradient}, /*retain_graph=*/true);
+  });
 }
 
 // Heads of the small models and of the presets.
@@ -420,6 +425,7 @@ void bench_attention(const Options& o, double gemm) {
     };
     const auto start = at::zeros({B}, o.in(at::kLong));
     const double pairs = static_cast<double>(B * L * c.H) * static_cast<double>(std::min(c.chunk, L) + 1) / 2;
+    const double work = 2 * pairs * static_cast<double>(c.dz + c.dv);
     bench_operator(
         o, {.name = "attention " + std::to_string(c.dz) + "/" + std::to_string(c.dv) + " chunk " +
                     std::to_string(c.chunk),
@@ -429,7 +435,8 @@ void bench_attention(const Options& o, double gemm) {
                                      random(c.dv, 1)};
                 },
             .f = [&](const auto& x) { return ops::attention(x[0], x[1], x[2], start, {.chunk = c.chunk}); },
-            .work = 2 * pairs * static_cast<double>(c.dz + c.dv),
+            .forward = work,
+            .backward = 2 * work,  // two products for each; scores that are made again do not count
             .ceiling = gemm,
             .unit = "FLOP"});
   }
@@ -440,8 +447,8 @@ void bench_operators(const Options& o) {
   const double bandwidth = copy_bandwidth(o), gemm = gemm_rate(o), element = o.type() == at::kFloat ? 4 : 2;
   const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
   const auto fresh_x = [&] { return leaf(at::randn({B, L, D}, o.in(o.type()))); };
-  const double pass =
-      2 * static_cast<double>(B * L * D) * element;  // x in, y out; backward: x, dy in, dx out
+  const double tensor = static_cast<double>(B * L * D) * element;
+  const double forward = 2 * tensor, backward = 3 * tensor;  // x in, y out; x, dy in, dx out
   const auto number = o.in(at::kFloat);
   const auto p = leaf(at::rand({D, N}, number)), omega = leaf(at::randn({D}, number));
   const auto q = leaf(at::polar(at::rand({D, N}, number) * 0.5 + 0.49, at::rand({D, N}, number) * 6)),
@@ -449,7 +456,8 @@ void bench_operators(const Options& o) {
   bench_operator(o, {.name = "cema " + std::to_string(D),
                      .fresh = [&] { return std::vector{fresh_x(), p, q, eta, omega}; },
                      .f = [](const auto& x) { return ops::cema(x[0], x[1], x[2], x[3], x[4]).y; },
-                     .work = pass,
+                     .forward = forward,
+                     .backward = backward,
                      .ceiling = bandwidth,
                      .unit = "B"});
   const auto weight = leaf(at::zeros({D}, number)), bias = leaf(at::zeros({D}, number));
@@ -458,7 +466,8 @@ void bench_operators(const Options& o) {
   bench_operator(o, {.name = "timestep_norm " + std::to_string(D),
                      .fresh = [&] { return std::vector{fresh_x(), weight, bias}; },
                      .f = [&](const auto& x) { return ops::timestep_norm(x[0], x[1], x[2], none).y; },
-                     .work = pass,
+                     .forward = forward,
+                     .backward = backward,
                      .ceiling = bandwidth,
                      .unit = "B"});
   bench_attention(o, gemm);
