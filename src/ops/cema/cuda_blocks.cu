@@ -18,8 +18,8 @@
 // are. What is carried into a sequence decays beside the states. Backwards the gradients of the coefficients
 // are summed (cuda_gradients.h) where states and inputs are at hand.
 //
-// Movers bring tiles into columns of features and take outputs out of them while the workers are at the tile
-// before or after: no warp waits for all others.
+// Movers bring tiles into columns of features and take outputs out of them while the workers are at the tiles
+// between: no warp waits for all others.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -28,26 +28,38 @@ template <bool kBack>
 inline constexpr int kStages = kBack ? 2 : 4;
 template <bool kBack>
 inline constexpr int kStreams = kBack ? 2 : 1;
+// Tiles in columns, waiting for workers or for movers.
+template <bool kBack>
+inline constexpr int kTiles = kBack ? 2 : 4;
+
+inline constexpr int kZeros = 8;  // before the lags of a kernel
 
 template <bool kBack>
 struct Memory {
   Rows rows[kStages<kBack>][kStreams<kBack>];
-  Rows leaving;
+  Rows leaving[2];
   uint4 powers[kFeatures][2][64];  // by half
-  Columns columns[2][kStreams<kBack>];
+  Columns columns[kTiles<kBack>][kStreams<kBack>];
   Decays decays[kFeatures];
-  float kernel[kFeatures][kBlock];
+  float kernel[kFeatures][kZeros + kBlock];
   uint4 lags[kFeatures][32];           // K by its distances from the diagonal, 8 at a time
   Pair scale[kFeatures][kComponents];  // p conj(eta) Q
   CoefficientMemory coefficients;
   OfFirst of_first[kBack ? kFeatures : 1][kComponents];
-  Barrier arrived[kStages<kBack>], filled[2], used[2];
+  Barrier arrived[kStages<kBack>], filled[kTiles<kBack>], used[kTiles<kBack>];
 };
 
 // Tiles of sequences first, first + apart, .. in turn, in the direction of time that is gone through.
 template <bool kBack>
 struct Walk {
-  int sequence, apart, tiles, tile = 0;
+  int sequence, apart, tiles, tile = 0;  // tiles: of a sequence
+
+  // From a sequence's first tile on.
+  __device__ int left(int sequences) const {
+    return static_cast<int>(static_cast<unsigned>(sequences - sequence + apart - 1) /
+                            static_cast<unsigned>(apart)) *
+           tiles;
+  }
 
   __device__ int first_step() const { return kSteps * (kBack ? tiles - 1 - tile : tile); }
   __device__ bool is_first() const { return tile == 0; }
@@ -67,78 +79,91 @@ struct Arrays {
 template <bool kBack>
 class Mover {
  public:
-  __device__ Mover(Memory<kBack>& memory, const Arrays& arrays, int feature)
+  __device__ Mover(Memory<kBack>& memory, const Arrays& arrays, int feature, int sequences,
+                   const Walk<kBack>& first)
       : memory_(memory),
         arrays_(arrays),
         feature_(feature),
-        thread_(static_cast<int>(threadIdx.x) - kWorkers) {}
+        thread_(static_cast<int>(threadIdx.x) - kWorkers),
+        sequences_(sequences),
+        coming_(first) {}
 
   // By one of the movers, when it has started the barriers.
-  __device__ void begin(Walk<kBack> at, int sequences) const {
-#pragma unroll 1
-    for (int stage = 0; stage < kStages<kBack> && at.sequence < sequences; ++stage, at.next())
-      fetch(at, stage);
-  }
-  __device__ void run(const Walk<kBack>& first, int sequences) const {
-    constexpr int kAhead = kStages<kBack>;
-    const Move<kBack, !kBack> in{thread_ / 32, thread_ % 32};
-    const Move<kBack, true> other{thread_ / 32, thread_ % 32};
-    Walk<kBack> coming = first, last = first;
-    const auto fetch_next = [&](int stage) {
-      if (thread_ == 0 && coming.sequence < sequences) fetch(coming, stage);
-      coming.next();
-    };
-    for (int stage = 0; stage < kAhead; ++stage) coming.next();
-    int i = 0;
-    for (Walk<kBack> now = first; now.sequence < sequences; now.next(), ++i) {
-      const int stage = i % kAhead, to = i % 2;
-      memory_.arrived[stage].wait(i / kAhead);
-      in.to_columns(memory_.rows[stage][0], memory_.columns[to][0]);
-      if constexpr (kBack) other.to_columns(memory_.rows[stage][1], memory_.columns[to][1]);
-      __syncwarp();
-      if (thread_ % 32 == 0) memory_.filled[to].arrive();
-      if (thread_ == 0) wait_for_copies_back();
-      named_wait(1, kMovers);  // the rows have been read, and those of the last outputs
-      fetch_next(stage);
-      if (i > 0) take_out(last, i - 1);
-      last = now;
+  __device__ void begin() { fetch_until(kStages<kBack>); }
+
+  // What the scans need, before any tile is said to be there.
+  __device__ void make_decays() const {
+    for (int i = thread_; i < kFeatures * kComponents; i += kMovers) {
+      const int feature = i / kComponents, n = i % kComponents;
+      const Pair back = conjugate(memory_.coefficients.q[feature][n]);
+      cuda::make_decays(back, n, memory_.decays[feature]);
+      memory_.scale[feature][n] = multiply(memory_.coefficients.weight(feature, n), back);
     }
-    if (i == 0) return;
-    if (thread_ == 0) wait_for_copies_back();
-    named_wait(1, kMovers);
-    take_out(last, i - 1);
+  }
+  __device__ void run(Walk<kBack> now) {
+    const int tiles = now.left(sequences_);
+#pragma unroll 1
+    for (int i = 0; i < kTiles<kBack> && i < tiles; ++i) {
+      fill(i);
+      named_wait(1, kMovers);  // the rows have been read
+      if (thread_ == 0) fetch_until(i + 1 + kStages<kBack>);
+    }
+#pragma unroll 1
+    for (int i = 0; i < tiles; ++i, now.next()) {
+      memory_.used[i % kTiles<kBack>].wait(i / kTiles<kBack>);
+      Rows& rows = memory_.leaving[i % 2];
+      if (arrays_.has_outputs)
+        Move<kBack, kBack>{thread_ / 32, thread_ % 32}.to_rows(memory_.columns[i % kTiles<kBack>][0], rows);
+      if (i + kTiles<kBack> < tiles) fill(i + kTiles<kBack>);
+      written_for_copies();
+      if (thread_ == 0) wait_for_copies_back();  // of the tile before: the next one's rows are free
+      named_wait(1, kMovers);
+      if (thread_ != 0) continue;
+      if (arrays_.has_outputs) send(now, rows);
+      fetch_until(i + 1 + kTiles<kBack> + kStages<kBack>);
+    }
     if (thread_ == 0) wait_for_copies_back();
   }
 
  private:
-  __device__ void fetch(const Walk<kBack>& at, int stage) const {
-    memory_.arrived[stage].arrive_expecting(sizeof(memory_.rows[stage]));
+  __device__ void fetch_until(int tiles) {
+#pragma unroll 1
+    for (; fetched_ < tiles && coming_.sequence < sequences_; ++fetched_, coming_.next()) {
+      const int stage = fetched_ % kStages<kBack>;
+      Barrier& arrived = memory_.arrived[stage];
+      arrived.arrive_expecting(sizeof(memory_.rows[stage]));
 #pragma unroll
-    for (int stream = 0; stream < kStreams<kBack>; ++stream) {
+      for (int stream = 0; stream < kStreams<kBack>; ++stream) {
 #pragma unroll
-      for (int step = 0; step < kSteps; step += kBoxSteps)
-        copy_box(memory_.rows[stage][stream] + 2 * step, arrays_.in[stream], feature_, at.first_step() + step,
-                 at.sequence, memory_.arrived[stage]);
+        for (int step = 0; step < kSteps; step += kBoxSteps)
+          copy_box(memory_.rows[stage][stream] + 2 * step, arrays_.in[stream], feature_,
+                   coming_.first_step() + step, coming_.sequence, arrived);
+      }
     }
   }
-  // The outputs of the i-th tile, when they are there.
-  __device__ void take_out(const Walk<kBack>& at, int i) const {
-    memory_.used[i % 2].wait(i / 2);
-    if (!arrays_.has_outputs) return;
-    const Move<kBack, kBack> out{thread_ / 32, thread_ % 32};
-    out.to_rows(memory_.columns[i % 2][0], memory_.leaving);
-    written_for_copies();
-    named_wait(1, kMovers);
-    if (thread_ != 0) return;
+  // The i-th tile, from rows to columns.
+  __device__ void fill(int i) const {
+    const int stage = i % kStages<kBack>, to = i % kTiles<kBack>;
+    memory_.arrived[stage].wait(i / kStages<kBack>);
+    Move<kBack, !kBack>{thread_ / 32, thread_ % 32}.to_columns(memory_.rows[stage][0],
+                                                               memory_.columns[to][0]);
+    if constexpr (kBack)
+      Move<kBack, true>{thread_ / 32, thread_ % 32}.to_columns(memory_.rows[stage][1],
+                                                               memory_.columns[to][1]);
+    __syncwarp();
+    if (thread_ % 32 == 0) memory_.filled[to].arrive();
+  }
+  __device__ void send(const Walk<kBack>& at, const Rows& rows) const {
 #pragma unroll
     for (int step = 0; step < kSteps; step += kBoxSteps)
-      copy_box_back(arrays_.out, feature_, at.first_step() + step, at.sequence, memory_.leaving + 2 * step);
+      copy_box_back(arrays_.out, feature_, at.first_step() + step, at.sequence, rows + 2 * step);
     commit_copies_back();
   }
 
   Memory<kBack>& memory_;
   const Arrays& arrays_;
-  int feature_, thread_;
+  int feature_, thread_, sequences_, fetched_ = 0;
+  Walk<kBack> coming_;  // the tile to be fetched
 };
 
 // a and b as sums of two bfloat16 numbers each, packed.
@@ -150,13 +175,13 @@ __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low)
 // Powers 2 (lane % 4), the next, and those 8, 16 and 24 higher, of component lane / 4: to shared memory, and
 // what rounding left of them, as left-hand matrices. Added to lags with the weight p conj(eta).
 [[maybe_unused]] __device__ void make_powers(Pair q, Pair weight, int lane, uint4 (&to)[64], Powers& low,
-                                             float (&lags)[4][2]) {
+                                             float (&lags)[8]) {
   const Pair one{1, 0}, q2 = multiply(q, q), q4 = multiply(q2, q2), q8 = multiply(q4, q4);
   Pair even = multiply(lane % 2 == 1 ? q2 : one, lane / 2 % 2 == 1 ? q4 : one);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const Pair odd = multiply(even, q);
-    lags[i][0] += multiply(weight, even).re, lags[i][1] += multiply(weight, odd).re;
+    lags[2 * i] += multiply(weight, even).re, lags[2 * i + 1] += multiply(weight, odd).re;
     auto* const high = reinterpret_cast<std::uint32_t*>(to) + 64 * i + lane;
     split(even.re, odd.re, high[0], low[i / 2][i % 2 * 2]);
     split(even.im, odd.im, high[32], low[i / 2][i % 2 * 2 + 1]);
@@ -164,46 +189,46 @@ __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low)
   }
 }
 
+// Lane 4 r + c gets the sum of the r-th numbers of all lanes with the same c.
+[[maybe_unused]] __device__ float sum_of_row(float (&x)[8], int lane) {
+#pragma unroll
+  for (int rows = 4; rows > 0; rows /= 2) {
+    const bool upper = lane & 4 * rows;
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      const float mine = upper ? x[i + rows] : x[i], other = upper ? x[i] : x[i + rows];
+      x[i] = mine + __shfl_xor_sync(~0u, other, 4 * rows);
+    }
+  }
+  return x[0];
+}
+
 // A warp of workers: feature d, the `warp`-th of the thread block's.
 template <bool kBack, bool kCarried>
 class Worker {
  public:
-  __device__ Worker(Memory<kBack>& memory, float omega)
+  __device__ explicit Worker(Memory<kBack>& memory)
       : memory_(memory),
         warp_(static_cast<int>(threadIdx.x) / 32),
         lane_(static_cast<int>(threadIdx.x) % 32),
         powers_(shared_address(memory.powers[warp_])) {
     const CoefficientMemory& c = memory.coefficients;
-    const auto weight = [&](int n) {
-      const float p = c.p[warp_][n];
-      const Pair eta = c.eta[warp_][n];
-      return Pair{p * eta.re, -p * eta.im};
-    };
-    float lags[4][2] = {};
+    float lags[8] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int n = component(half);
-      make_powers(nonzero(conjugate(c.q[warp_][n])), weight(n), lane_, memory.powers[warp_][half],
+      make_powers(nonzero(conjugate(c.q[warp_][n])), c.weight(warp_, n), lane_, memory.powers[warp_][half],
                   low_powers_[half], lags);
     }
-    float (&kernel)[kBlock] = memory.kernel[warp_];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      float sum = lags[i / 2][i % 2];
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-      if (lane_ < 4) kernel[8 * (i / 2) + 2 * lane_ + i % 2] = sum + (i + lane_ == 0 ? omega : 0);
-    }
-    if (lane_ < kComponents) {
-      const Pair back = conjugate(c.q[warp_][lane_]);
-      make_decays(back, lane_, memory.decays[warp_]);
-      memory.scale[warp_][lane_] = multiply(weight(lane_), back);
-    }
+    float (&kernel)[kZeros + kBlock] = memory.kernel[warp_];
+    const int row = lane_ / 4, column = lane_ % 4;
+    if (lane_ < kZeros) kernel[lane_] = 0;
+    kernel[kZeros + 8 * (row / 2) + 2 * column + row % 2] =
+        sum_of_row(lags, lane_) + (lane_ == 0 ? c.omega[warp_] : 0);
     __syncwarp();
     const auto words = [&](int distance) {
-      const int lag = 8 * distance + 2 * (lane_ % 4) + lane_ / 4 - 7;
-      const auto at = [&](int l) { return l >= 0 ? kernel[l] : 0; };
-      return pack(at(lag), at(lag + 1));
+      const float* const at = &kernel[kZeros - 7 + 8 * distance + 2 * column + row];
+      return pack(at[0], at[1]);
     };
     memory.lags[warp_][lane_] = {words(0), words(1), words(2), words(3)};
     __syncwarp();
@@ -297,8 +322,8 @@ class Worker {
   }
   // to: the feature's.
   __device__ void write_gradients(const CemaSums& to, int N) {
-    float (&lags)[kBlock] = memory_.kernel[warp_];
-    float* const scratch = reinterpret_cast<float*>(memory_.powers[warp_]);  // which have been used
+    auto& lags = reinterpret_cast<float (&)[kBlock]>(memory_.kernel[warp_]);  // which have been used, as
+    float* const scratch = reinterpret_cast<float*>(memory_.powers[warp_]);
     static_assert(kLagTiles * 16 * 8 * sizeof(float) <= sizeof(memory_.powers[0]));
     __syncwarp();
     lags[lane_] = lags_.sum(lane_, scratch);
@@ -309,8 +334,8 @@ class Worker {
     for (int half = 0; half < 2; ++half) {
       const int n = component(half);
       const Sums sums = half == 0 ? sums_[0] : sums_[1];
-      cuda::write_gradients(sums, memory_.of_first[warp_][n], c.p[warp_][n], c.q[warp_][n], c.eta[warp_][n],
-                            lags, lane_, n, N, to);
+      cuda::write_gradients<kCarried>(sums, memory_.of_first[warp_][n], c.p[warp_][n], c.q[warp_][n],
+                                      c.eta[warp_][n], lags, lane_, n, N, to);
     }
   }
 
@@ -395,12 +420,13 @@ __global__ void __launch_bounds__(kThreads, 1)
               thread = static_cast<int>(threadIdx.x);
     const int sequences = static_cast<int>(s.B), N = static_cast<int>(s.N);
     Walk<kBack> now{static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y), tiles};
-    const Mover<kBack> mover(memory, arrays, first_feature);
+    Mover<kBack> mover(memory, arrays, first_feature, sequences, now);
     if (thread == kWorkers) {
       for (Barrier& barrier : memory.arrived) barrier.start(1);
-      for (int i = 0; i < 2; ++i) memory.filled[i].start(kMovers / 32), memory.used[i].start(kFeatures);
+      for (Barrier& barrier : memory.filled) barrier.start(kMovers / 32);
+      for (Barrier& barrier : memory.used) barrier.start(kFeatures);
       barriers_are_started();
-      mover.begin(now, sequences);
+      mover.begin();
     }
     memory.coefficients.read(s, c, first_feature);
     if constexpr (kBack) {
@@ -409,19 +435,21 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     if (thread >= kWorkers) {
       give_registers<32>();
-      mover.run(now, sequences);
+      mover.make_decays();
+      mover.run(now);
     } else {
       take_registers<112>();
       const int warp = thread / 32;
       const std::int64_t d = first_feature + warp;
-      Worker<kBack, kCarried> worker(memory, c.omega[d]);
-      for (int i = 0; now.sequence < sequences; now.next(), ++i) {
+      Worker<kBack, kCarried> worker(memory);
+      for (int i = 0; now.sequence < sequences; ++i, now.next()) {
+        const int place = i % kTiles<kBack>;
         const std::int64_t row = now.sequence * s.D + d;
         if (now.is_first()) worker.begin(carry_in, row, N);
-        memory.filled[i % 2].wait(i / 2);
-        worker.tile(memory.columns[i % 2], arrays.has_outputs);
+        memory.filled[place].wait(i / kTiles<kBack>);
+        worker.tile(memory.columns[place], arrays.has_outputs);
         __syncwarp();
-        if (thread % 32 == 0) memory.used[i % 2].arrive();
+        if (thread % 32 == 0) memory.used[place].arrive();
         if (now.is_last()) worker.finish(carry_out, c.h0, row, N);
       }
       if constexpr (kBack) {

@@ -80,34 +80,40 @@ struct OfFirst {
   Pair eta{0, 0}, q{0, 0};
 };
 
-// The gradients of a component's coefficients from the sums; each lane of a row has every fourth lag.
+// The gradients of a component's coefficients from the sums, with those over lags within a block, sum_l dk_l
+// Q^l and its derivative; each lane of a row has every fourth lag.
+template <bool kCarried>
 __device__ inline void write_gradients(const Sums& sums, const OfFirst& of_first, float p, Pair q, Pair eta,
                                        const float (&lags)[kBlock], int lane, int n, int N,
                                        const CemaSums& to) {
   const int column = lane % 4;
-  const Pair back = conjugate(q), eta_back = conjugate(eta), decayed = multiply(back, sums.value);
-  float dp = multiply(eta_back, decayed).re + sums.carried.re;
-  Pair deta{p * decayed.re, p * decayed.im};
-  Pair dq = multiply({p * eta_back.re, p * eta_back.im},
-                     {sums.value.re + sums.slope.re, sums.value.im + sums.slope.im});
-  dq = multiply_add(p, divide(sums.carried_slope, nonzero(back)), dq);
-  const Pair back4 = power(back, 4);
-  Pair before = column == 0 ? Pair{0, 0} : power(back, column - 1), now = power(back, column);
-#pragma unroll 1
-  for (int i = 0; i < kBlock / 4; ++i) {
-    const int lag = 4 * i + column;
-    const float dk = lags[lag];
-    dp += dk * multiply(eta_back, now).re;
-    deta = multiply_add(dk * p, now, deta);
-    dq = multiply_add(static_cast<float>(lag) * dk * p, multiply(eta_back, before), dq);
-    before = column == 0 ? multiply(power(back, 3), now) : multiply(before, back4);
-    now = multiply(now, back4);
+  const Pair back = conjugate(q), eta_back = conjugate(eta), one{1, 0};
+  const Pair back2 = multiply(back, back), back3 = multiply(back2, back), back4 = multiply(back2, back2);
+  Pair value{0, 0}, slope{0, 0};  // of a polynomial in back4
+#pragma unroll
+  for (int i = kBlock / 4 - 1; i >= 0; --i) {
+    slope = multiply_add(slope, back4, value);
+    value = multiply_add(value, back4, {lags[4 * i + column], 0});
   }
-  dp = sum_of_columns(dp), dq = sum_of_columns(dq), deta = sum_of_columns(deta);
+  const Pair before = column == 3 ? back2 : column == 2 ? back : one;  // the power of one lag less
+  const Pair first = column == 0 ? one : multiply(before, back);
+  slope = multiply(first, multiply({4 * back3.re, 4 * back3.im}, slope));
+  slope = multiply_add(static_cast<float>(column), multiply(before, value), slope);
+  value = multiply(first, value);
+  value = sum_of_columns(multiply_add(back, sums.value, value));
+  slope = sum_of_columns(
+      Pair{slope.re + sums.value.re + sums.slope.re, slope.im + sums.value.im + sums.slope.im});
+  float dp = multiply(eta_back, value).re;
+  const Pair deta = multiply_add(p, value, of_first.eta);
+  Pair dq = multiply_add(p, multiply(eta_back, slope), of_first.q);
+  if constexpr (kCarried) {
+    dp += sum_of_columns(sums.carried.re);
+    dq = multiply_add(p, divide(sum_of_columns(sums.carried_slope), nonzero(back)), dq);
+  }
   if (column != 0 || n >= N) return;
   to.p[n] = dp;
-  to.q[2 * n] = dq.re + of_first.q.re, to.q[2 * n + 1] = dq.im + of_first.q.im;
-  to.eta[2 * n] = deta.re + of_first.eta.re, to.eta[2 * n + 1] = deta.im + of_first.eta.im;
+  to.q[2 * n] = dq.re, to.q[2 * n + 1] = dq.im;
+  to.eta[2 * n] = deta.re, to.eta[2 * n + 1] = deta.im;
 }
 
 }  // namespace megalodon::ops::cuda

@@ -18,7 +18,7 @@ inline constexpr int kComponents = static_cast<int>(kMostBlockComponents);
 inline constexpr int kHalf = kComponents / 2;  // a lane has components lane / 4 of both halves
 inline constexpr int kWorkers = 32 * kFeatures, kMovers = 128, kThreads = kWorkers + kMovers;
 
-struct Pair {
+struct alignas(8) Pair {
   float re, im;
 };
 __device__ inline Pair conjugate(Pair a) {
@@ -40,16 +40,6 @@ __device__ inline Pair nonzero(Pair x) {
 __device__ inline Pair divide(Pair a, Pair b) {
   const float size = hypotf(b.re, b.im);
   return multiply({a.re / size, a.im / size}, {b.re / size, -b.im / size});
-}
-
-__device__ inline Pair power(Pair q, int exponent) {
-  Pair result{1, 0};
-#pragma unroll 1
-  for (; exponent > 0; exponent /= 2) {
-    if (exponent % 2 == 1) result = multiply(result, q);
-    q = multiply(q, q);
-  }
-  return result;
 }
 
 // Of a feature's components: decays over a block, and over one and two runs of blocks.
@@ -74,29 +64,38 @@ __device__ inline void make_decays(Pair q, int n, Decays& to) {
 struct CoefficientMemory {
   float p[kFeatures][kComponents];
   Pair q[kFeatures][kComponents], eta[kFeatures][kComponents];
+  float omega[kFeatures];
 
   __device__ void read(const CemaShape& s, const CemaCoefficients& c, std::int64_t first_feature) {
-    for (int i = static_cast<int>(threadIdx.x); i < kFeatures * kComponents; i += kThreads) {
-      const int feature = i / kComponents, n = i % kComponents;
-      const bool there = n < s.N;
-      const std::int64_t from = (first_feature + feature) * s.N + n;
-      p[feature][n] = there ? c.p[from] : 0;
-      q[feature][n] = there ? Pair{c.q[2 * from], c.q[2 * from + 1]} : Pair{0, 0};
-      eta[feature][n] = there ? Pair{c.eta[2 * from], c.eta[2 * from + 1]} : Pair{0, 0};
-    }
+    static_assert(kFeatures * kComponents <= kThreads);
+    const int feature = static_cast<int>(threadIdx.x) / kComponents,
+              n = static_cast<int>(threadIdx.x) % kComponents;
+    if (feature >= kFeatures) return;
+    const std::int64_t d = first_feature + feature, from = d * s.N + n;
+    const bool there = n < s.N;
+    const Pair zero{0, 0};
+    const float p_n = there ? c.p[from] : 0, omega_d = c.omega[d];
+    const Pair q_n = there ? reinterpret_cast<const Pair*>(c.q)[from] : zero;
+    const Pair eta_n = there ? reinterpret_cast<const Pair*>(c.eta)[from] : zero;
+    p[feature][n] = p_n, q[feature][n] = q_n, eta[feature][n] = eta_n, omega[feature] = omega_d;
+  }
+  // p conj(eta)
+  __device__ Pair weight(int feature, int n) const {
+    const Pair e = eta[feature][n];
+    return {p[feature][n] * e.re, -p[feature][n] * e.im};
   }
 };
 
 // A tile [step, feature] as on the device, where the 16-byte halves of steps 4 .. 7 of 8 have changed places.
 using Rows = uint4[2 * kSteps];
-// The same as [feature, block, step]. 16 bytes follow every four blocks, and features start at different
-// banks.
+// The same as [feature, block, step]. 16 bytes follow every four blocks, and eight features start at
+// different banks.
 inline constexpr int kFourBlocks = 4 * kBlock * 2 + 16;  // bytes
-inline constexpr int kColumn = (kSteps / (4 * kBlock) * kFourBlocks + 127) / 128 * 128 + 128;
+inline constexpr int kColumn = (kSteps / (4 * kBlock) * kFourBlocks + 16 + 127) / 128 * 128 - 16;
 using Columns = uint4[kFeatures * kColumn / 16];
 
 __device__ inline std::uint32_t column(const Columns& columns, int feature) {
-  return shared_address(columns) + feature * kColumn + 16 * (feature % 8);
+  return shared_address(columns) + feature * kColumn;
 }
 
 // Moves a tile between rows and columns, a warp of the movers four blocks. Columns may have the blocks, or
