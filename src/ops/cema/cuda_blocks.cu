@@ -84,7 +84,7 @@ class Mover {
       : memory_(memory),
         arrays_(arrays),
         feature_(feature),
-        thread_(static_cast<int>(threadIdx.x) - kWorkers),
+        thread_(static_cast<int>(threadIdx.x % kMovers)),
         sequences_(sequences),
         coming_(first) {}
 
@@ -209,8 +209,8 @@ class Worker {
  public:
   __device__ explicit Worker(Memory<kBack>& memory)
       : memory_(memory),
-        warp_(static_cast<int>(threadIdx.x) / 32),
-        lane_(static_cast<int>(threadIdx.x) % 32),
+        warp_(static_cast<int>(threadIdx.x / 32)),
+        lane_(static_cast<int>(threadIdx.x % 32)),
         powers_(shared_address(memory.powers[warp_])) {
     const CoefficientMemory& c = memory.coefficients;
     float lags[8] = {};

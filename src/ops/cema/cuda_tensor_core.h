@@ -68,8 +68,8 @@ struct CoefficientMemory {
 
   __device__ void read(const CemaShape& s, const CemaCoefficients& c, std::int64_t first_feature) {
     static_assert(kFeatures * kComponents <= kThreads);
-    const int feature = static_cast<int>(threadIdx.x) / kComponents,
-              n = static_cast<int>(threadIdx.x) % kComponents;
+    const int feature = static_cast<int>(threadIdx.x / kComponents),
+              n = static_cast<int>(threadIdx.x % kComponents);
     if (feature >= kFeatures) return;
     const std::int64_t d = first_feature + feature, from = d * s.N + n;
     const bool there = n < s.N;
