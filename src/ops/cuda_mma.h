@@ -55,7 +55,12 @@ __device__ inline std::uint32_t transposed(std::uint32_t word) {
   return to;
 }
 
-// The products of two pairs of bfloat16 numbers.
+// The sums and the products of two pairs of bfloat16 numbers.
+__device__ inline std::uint32_t add_pairs(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t to;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(to) : "r"(a), "r"(b));
+  return to;
+}
 __device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
   std::uint32_t to;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(to) : "r"(a), "r"(b));

@@ -34,16 +34,24 @@ inline constexpr int kTiles = kBack ? 2 : 4;
 
 inline constexpr int kZeros = 8;  // before the lags of a kernel
 
+// Of a feature. The conjugate of p conj(eta) Q scales states.
+struct Factors {
+  Decays decays;
+  Pair scale[kComponents];
+};
+struct Tables {
+  uint4 powers[2][64];  // by half
+  uint4 lags[32];       // K by its distances from the diagonal, 8 at a time
+};
+
 template <bool kBack>
 struct Memory {
   Rows rows[kStages<kBack>][kStreams<kBack>];
   Rows leaving[2];
-  uint4 powers[kFeatures][2][64];  // by half
+  Tables tables[kFeatures];
   Columns columns[kTiles<kBack>][kStreams<kBack>];
-  Decays decays[kFeatures];
+  Factors factors[kFeatures];
   float kernel[kFeatures][kZeros + kBlock];
-  uint4 lags[kFeatures][32];           // K by its distances from the diagonal, 8 at a time
-  Pair scale[kFeatures][kComponents];  // p conj(eta) Q
   CoefficientMemory coefficients;
   OfFirst of_first[kBack ? kFeatures : 1][kComponents];
   Barrier arrived[kStages<kBack>], filled[kTiles<kBack>], used[kTiles<kBack>];
@@ -96,8 +104,8 @@ class Mover {
     for (int i = thread_; i < kFeatures * kComponents; i += kMovers) {
       const int feature = i / kComponents, n = i % kComponents;
       const Pair back = conjugate(memory_.coefficients.q[feature][n]);
-      cuda::make_decays(back, n, memory_.decays[feature]);
-      memory_.scale[feature][n] = multiply(memory_.coefficients.weight(feature, n), back);
+      cuda::make_decays(back, n, memory_.factors[feature].decays);
+      memory_.factors[feature].scale[n] = conjugate(multiply(memory_.coefficients.weight(feature, n), back));
     }
   }
   __device__ void run(Walk<kBack> now) {
@@ -211,14 +219,17 @@ class Worker {
       : memory_(memory),
         warp_(static_cast<int>(threadIdx.x / 32)),
         lane_(static_cast<int>(threadIdx.x % 32)),
-        powers_(shared_address(memory.powers[warp_])) {
+        tables_(shared_address(&memory.tables[warp_]) + 16 * lane_),
+        left_(warp_ * kColumn + row_of_blocks<true>(lane_)),
+        right_(warp_ * kColumn + row_of_blocks<false>(lane_)),
+        first_steps_(pack(static_cast<float>(2 * (lane_ % 4)), static_cast<float>(2 * (lane_ % 4) + 1))) {
     const CoefficientMemory& c = memory.coefficients;
     float lags[8] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int n = component(half);
-      make_powers(nonzero(conjugate(c.q[warp_][n])), c.weight(warp_, n), lane_, memory.powers[warp_][half],
-                  low_powers_[half], lags);
+      make_powers(nonzero(conjugate(c.q[warp_][n])), c.weight(warp_, n), lane_,
+                  memory.tables[warp_].powers[half], low_powers_[half], lags);
     }
     float (&kernel)[kZeros + kBlock] = memory.kernel[warp_];
     const int row = lane_ / 4, column = lane_ % 4;
@@ -230,7 +241,7 @@ class Worker {
       const float* const at = &kernel[kZeros - 7 + 8 * distance + 2 * column + row];
       return pack(at[0], at[1]);
     };
-    memory.lags[warp_][lane_] = {words(0), words(1), words(2), words(3)};
+    memory.tables[warp_].lags[lane_] = {words(0), words(1), words(2), words(3)};
     __syncwarp();
     if constexpr (!kBack) {
       for (int pair = 0; pair < 2; ++pair) read_out_powers(pair, out_powers_[pair]);
@@ -247,21 +258,21 @@ class Worker {
   }
   // Outputs in the place of the inputs dy or x.
   __device__ void tile(const Columns (&columns)[kStreams<kBack>], bool has_outputs) {
-    const std::uint32_t in = column(columns[0], warp_);
-    const std::uint32_t of_x = column(columns[kBack ? 1 : 0], warp_);
-    Blocks u, z;
-    if constexpr (kBack) lags_.add_blocks(of_x, in, lane_);
-    read_blocks(in, lane_, u);
+    const std::uint32_t in = shared_address(columns[0]), of_x = shared_address(columns[kBack ? 1 : 0]);
+    Blocks u;
+    std::uint32_t z[2][4];
+    if constexpr (kBack) lags_.add_blocks(of_x + left_, in + right_);
+    read_blocks(in + right_, u);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Powers powers, slopes;
-      read_powers(powers_ + 1024 * half, lane_, powers);
+      read_powers(tables_ + 1024 * half, powers);
       const Pair(*const decays)[kComponents] = decays_of(half);
       Run a, a_slope;
       float sum[2][4] = {};
       add_products(powers, u, sum);
       if constexpr (kBack) {
-        make_slopes(powers, lane_, slopes);
+        make_slopes(powers, first_steps_, slopes);
         multiply_powers(slopes, u, a_slope);
       } else {
         add_products(low_powers_[half], u, sum);
@@ -272,7 +283,7 @@ class Worker {
       if constexpr (kCarried) scan_blocks(carried, carried_slope, decays, carried_[half], lane_);
       if constexpr (kBack) {
         Blocks x;
-        read_blocks(of_x, lane_, x);
+        read_blocks(of_x + right_, x);
         Run s, s_slope;
         multiply_powers(powers, x, s);
         multiply_powers(slopes, x, s_slope);
@@ -281,19 +292,19 @@ class Worker {
         if constexpr (kCarried)
           Sums::add_blocks(s, s_slope, carried, carried_slope, sums.carried, sums.carried_slope);
       }
-      const Pair scale = memory_.scale[warp_][component(half)];
+      const Pair scale = memory_.factors[warp_].scale[component(half)];
 #pragma unroll
       for (int k = 0; k < kRun; ++k) {
-        a[k] = multiply(scale, a[k]);
-        if constexpr (kCarried) a[k] = multiply_add(out_of(half), carried[k], a[k]);
+        a[k] = multiply(scale, conjugate(a[k]));
+        if constexpr (kCarried) a[k] = multiply_add(conjugate(out_of(half)), conjugate(carried[k]), a[k]);
       }
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         z[half][t] = transposed(pack(a[2 * t].re, a[2 * t + 1].re));
-        z[half][2 + t] = transposed(pack(-a[2 * t].im, -a[2 * t + 1].im));
+        z[half][2 + t] = transposed(pack(a[2 * t].im, a[2 * t + 1].im));
       }
     }
-    if (has_outputs) write_outputs(in, u, z);
+    if (has_outputs) write_outputs(in + left_, u, z);
   }
   // to [B, D, N, 2] or null: what is carried out of sequence row / D. first: the state before all steps,
   // where backwards goes to.
@@ -323,8 +334,8 @@ class Worker {
   // to: the feature's.
   __device__ void write_gradients(const CemaSums& to, int N) {
     auto& lags = reinterpret_cast<float (&)[kBlock]>(memory_.kernel[warp_]);  // which have been used, as
-    float* const scratch = reinterpret_cast<float*>(memory_.powers[warp_]);
-    static_assert(kLagTiles * 16 * 8 * sizeof(float) <= sizeof(memory_.powers[0]));
+    float* const scratch = reinterpret_cast<float*>(&memory_.tables[warp_]);
+    static_assert(kLagTiles * 16 * 8 * sizeof(float) <= sizeof(Tables));
     __syncwarp();
     lags[lane_] = lags_.sum(lane_, scratch);
     __syncwarp();
@@ -357,29 +368,37 @@ class Worker {
     return states != nullptr && n < N ? in_time({from[0], from[1]}) : Pair{0, 0};
   }
   __device__ auto decays_of(int half) const {
-    return reinterpret_cast<const Pair(*)[kComponents]>(&memory_.decays[warp_][0][component(half)]);
+    return reinterpret_cast<const Pair(*)[kComponents]>(&memory_.factors[warp_].decays[0][component(half)]);
   }
   // y += U K for 8 steps.
-  __device__ static void add_lags(const Blocks& u, const std::uint32_t (&kernel)[4], int column,
+  __device__ static void add_lags(const Blocks& left, const std::uint32_t (&kernel)[4], int column,
                                   float (&y)[4]) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const int upper = 2 * k + column - 3, lower = upper + 1;
       if (lower < 0) continue;
-      const std::uint32_t blocks[4] = {u[0][2 * k], u[1][2 * k], u[0][2 * k + 1], u[1][2 * k + 1]};
-      multiply_add(y, blocks, upper < 0 ? 0 : kernel[upper], kernel[lower]);
+      multiply_add(y, left[k], upper < 0 ? 0 : kernel[upper], kernel[lower]);
     }
   }
   // The matrices of powers as right-hand ones, for 16 steps: [half][2 column + part].
   __device__ void read_out_powers(int pair, Powers& powers) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      load_matrices<true>(powers[half], powers_ + 1024 * half + 512 * pair + 16 * lane_);
+      load_matrices<true>(powers[half], tables_ + 1024 * half + 512 * pair);
   }
-  __device__ void write_outputs(std::uint32_t to, Blocks& u, const Blocks& z) {
-    if constexpr (kBack) read_blocks(to, lane_, u);  // again: others had the registers
-    const std::uint32_t row = row_of_blocks(to, lane_, lane_ / 8 % 2, lane_ / 16);
-    const uint4 lags = memory_.lags[warp_][lane_];
+  // In the place of the inputs u, at the lane's row.
+  __device__ void write_outputs(std::uint32_t row, const Blocks& u, const std::uint32_t (&z)[2][4]) {
+    Blocks left;
+    if constexpr (kBack) {
+      read_blocks(row, left);  // again: others had the registers
+    } else {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) left[k][j] = u[k][j % 2 * 2 + j / 2];
+      }
+    }
+    const uint4 lags = memory_.tables[warp_].lags[lane_];
     const std::uint32_t kernel[4] = {lags.x, lags.y, lags.z, lags.w};
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
@@ -388,7 +407,7 @@ class Worker {
       float y[2][4] = {};
 #pragma unroll
       for (int column = 0; column < 2; ++column) {
-        add_lags(u, kernel, 2 * pair + column, y[column]);
+        add_lags(left, kernel, 2 * pair + column, y[column]);
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           multiply_add(y[column], z[half], powers[half][2 * column], powers[half][2 * column + 1]);
@@ -401,7 +420,9 @@ class Worker {
 
   Memory<kBack>& memory_;
   int warp_, lane_;
-  std::uint32_t powers_;
+  std::uint32_t tables_;  // the lane's
+  int left_, right_;      // the lane's rows, from columns on
+  std::uint32_t first_steps_;
   Powers out_powers_[2], low_powers_[2];  // forwards there are registers for them
   State<kBack> end_[2], carried_[kCarried ? 2 : 1];
   Sums sums_[2];

@@ -32,11 +32,9 @@ constexpr int kLagTiles = 4;  // of 16 x 8 lags
 struct Lags {
   float of[kLagTiles][4] = {};
 
-  __device__ void add_blocks(std::uint32_t x_column, std::uint32_t dy_column, int lane) {
-    const int j = lane / 8;
-    const std::uint32_t x_row = row_of_blocks(x_column, lane, j % 2, j / 2);
-    const std::uint32_t dy_row = row_of_blocks(dy_column, lane, j / 2, j % 2);
-    std::uint32_t x[2][4], dy[4];  // [.][2 i + t], [2 t + j]
+  // The lane's rows, those of x in the order of left-hand matrices: transposed it is that of right-hand ones.
+  __device__ void add_blocks(std::uint32_t x_row, std::uint32_t dy_row) {
+    std::uint32_t x[2][4], dy[4];
 #pragma unroll
     for (int k = 0; k < 2; ++k) load_matrices<true>(x[k], x_row + 32 * k);
 #pragma unroll

@@ -146,37 +146,39 @@ struct Move {
   }
 };
 
-// Matrices of 8 blocks x 8 steps of a feature: those of steps 8 i .. and, in rows 2 c and 2 c + 1, blocks 4 c
-// + 2 t and the next. Lane 8 j + r has row r of the one that is wanted j-th.
-__device__ inline std::uint32_t row_of_blocks(std::uint32_t column, int lane, int t, int i) {
-  const int row = lane % 8;
-  return column + (row / 2) * kFourBlocks + (2 * t + row % 2) * 2 * kBlock + i * 16;
+// The lane's row, in bytes from a column on, of four matrices of 8 blocks x 8 steps: those of steps 8 i ..
+// and, in rows 2 c and 2 c + 1, blocks 4 c + 2 t and the next. In the order 2 i + t where kLeft, as left-hand
+// matrices have them, else 2 t + i, as pairs of right-hand ones.
+template <bool kLeft>
+__device__ inline int row_of_blocks(int lane) {
+  const int row = lane % 8, j = lane / 8, t = kLeft ? j % 2 : j / 2, i = kLeft ? j / 2 : j % 2;
+  return (row / 2) * kFourBlocks + (2 * t + row % 2) * 2 * kBlock + i * 16;
 }
 
-using Blocks = std::uint32_t[2][4];  // words by t and i
-__device__ inline void read_blocks(std::uint32_t column, int lane, Blocks& words) {
-  const std::uint32_t from = row_of_blocks(column, lane, 0, lane / 8);
+using Blocks = std::uint32_t[2][4];  // for 16 steps each
+__device__ inline void read_blocks(std::uint32_t from, Blocks& words) {
 #pragma unroll
-  for (int t = 0; t < 2; ++t) load_matrices<false>(words[t], from + t * 4 * kBlock);
+  for (int k = 0; k < 2; ++k) load_matrices<false>(words[k], from + 32 * k);
 }
 // The matrix q^e [8 components, e], the real above the imaginary parts, for e 0 .. 15 and 16 .. 31.
 using Powers = std::uint32_t[2][4];
 using Run = Pair[kRun];  // of a component, the blocks 4 (lane % 4) ..
 
-// In shared memory a half's take 1024 bytes, matrices of 8 x 8 in the order e / 8, part.
-__device__ inline void read_powers(std::uint32_t from, int lane, Powers& powers) {
+// In shared memory a half's take 1024 bytes, matrices of 8 x 8 in the order e / 8, part; from: the lane's.
+__device__ inline void read_powers(std::uint32_t from, Powers& powers) {
 #pragma unroll
-  for (int k = 0; k < 2; ++k) load_matrices<false>(powers[k], from + k * 512 + lane * 16);
+  for (int k = 0; k < 2; ++k) load_matrices<false>(powers[k], from + k * 512);
 }
-// e q^e
-__device__ inline void make_slopes(const Powers& powers, int lane, Powers& slopes) {
+// e q^e; first: the lane's first two e.
+__device__ inline void make_slopes(const Powers& powers, std::uint32_t first, Powers& slopes) {
+  constexpr std::uint32_t kEights[4] = {0, 0x41004100, 0x41804180, 0x41c041c0};  // 8 i as bfloat16, twice
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const auto e = static_cast<float>(8 * i + 2 * (lane % 4));
+    const std::uint32_t e = i == 0 ? first : add_pairs(first, kEights[i]);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const int word = i % 2 * 2 + part;
-      slopes[i / 2][word] = multiply_pairs(powers[i / 2][word], pack(e, e + 1));
+      slopes[i / 2][word] = multiply_pairs(powers[i / 2][word], e);
     }
   }
 }
@@ -184,7 +186,7 @@ __device__ inline void add_products(const Powers& powers, const Blocks& blocks, 
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
 #pragma unroll
-    for (int t = 0; t < 2; ++t) multiply_add(sum[t], powers[k], blocks[t][2 * k], blocks[t][2 * k + 1]);
+    for (int t = 0; t < 2; ++t) multiply_add(sum[t], powers[k], blocks[k][2 * t], blocks[k][2 * t + 1]);
   }
 }
 __device__ inline void to_run(const float (&sum)[2][4], Run& run) {
@@ -229,8 +231,7 @@ __device__ inline void scan_blocks(Run& value, Run& slope, const Pair (*decays)[
 #pragma unroll
   for (int k = 1; k < kRun; ++k) sum = sum.after(of_block, kBlock, {value[k], slope[k]});
   if (place == 3) sum = end;
-  State<kSlope> before =
-      sum.through([&](float x) { return __shfl_sync(~0u, x, lane - place + (place + 3) % 4); });
+  State<kSlope> before = sum.through([&](float x) { return __shfl_sync(~0u, x, place + 3, 4); });  // modulo 4
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const auto earlier = before.through([&](float x) { return __shfl_up_sync(~0u, x, 1 << j, 4); });
