@@ -153,6 +153,7 @@ class Mover {
   __device__ void fill(int i) const {
     const int stage = i % kStages<kBack>, to = i % kTiles<kBack>;
     memory_.arrived[stage].wait(i / kStages<kBack>);
+    __syncwarp();  // the outputs before have been read
     Move<kBack, !kBack>{thread_ / 32, thread_ % 32}.to_columns(memory_.rows[stage][0],
                                                                memory_.columns[to][0]);
     if constexpr (kBack)
