@@ -32,7 +32,8 @@ inline constexpr int kStreams = kBack ? 2 : 1;
 template <bool kBack>
 inline constexpr int kTiles = kBack ? 2 : 4;
 
-inline constexpr int kZeros = 8;  // before the lags of a kernel
+inline constexpr int kZeros = 8;               // before the lags of a kernel
+inline constexpr int kMoved = 1, kDecays = 2;  // named barriers: of movers, and of the decays that they make
 
 // Of a feature. The conjugate of p conj(eta) Q scales states.
 struct Factors {
@@ -99,7 +100,7 @@ class Mover {
   // By one of the movers, when it has started the barriers.
   __device__ void begin() { fetch_until(kStages<kBack>); }
 
-  // What the scans need, before any tile is said to be there.
+  // What the workers' scans need.
   __device__ void make_decays() const {
     for (int i = thread_; i < kFeatures * kComponents; i += kMovers) {
       const int feature = i / kComponents, n = i % kComponents;
@@ -113,7 +114,7 @@ class Mover {
 #pragma unroll 1
     for (int i = 0; i < kTiles<kBack> && i < tiles; ++i) {
       fill(i);
-      named_wait(1, kMovers);  // the rows have been read
+      named_wait(kMoved, kMovers);  // the rows have been read
       if (thread_ == 0) fetch_until(i + 1 + kStages<kBack>);
     }
 #pragma unroll 1
@@ -125,7 +126,7 @@ class Mover {
       if (i + kTiles<kBack> < tiles) fill(i + kTiles<kBack>);
       written_for_copies();
       if (thread_ == 0) wait_for_copies_back();  // of the tile before: the next one's rows are free
-      named_wait(1, kMovers);
+      named_wait(kMoved, kMovers);
       if (thread_ != 0) continue;
       if (arrays_.has_outputs) send(now, rows);
       fetch_until(i + 1 + kTiles<kBack> + kStages<kBack>);
@@ -458,12 +459,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (thread >= kWorkers) {
       give_registers<32>();
       mover.make_decays();
+      named_arrive(kDecays, kThreads);
       mover.run(now);
     } else {
       take_registers<112>();
       const int warp = thread / 32;
       const std::int64_t d = first_feature + warp;
       Worker<kBack, kCarried> worker(memory);
+      named_wait(kDecays, kThreads);
       for (int i = 0; now.sequence < sequences; ++i, now.next()) {
         const int place = i % kTiles<kBack>;
         const std::int64_t row = now.sequence * s.D + d;
