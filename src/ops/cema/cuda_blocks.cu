@@ -506,7 +506,7 @@ bool has_cema_blocks() {
 // As many as end soonest on a large device, where a thread block has a multiprocessor for itself and prepares
 // for as long as kPrepared tiles take.
 std::int64_t cema_block_groups(const CemaShape& s) {
-  constexpr std::int64_t kMultiprocessors = 132, kPrepared = 8;
+  constexpr std::int64_t kMultiprocessors = 132, kPrepared = 3;
   const std::int64_t tiles = ceil_div(s.L, kSteps);
   std::int64_t best = 1, least = 0;
   for (std::int64_t groups = 1; groups <= s.B; ++groups) {
