@@ -32,8 +32,9 @@ inline constexpr int kStreams = kBack ? 2 : 1;
 template <bool kBack>
 inline constexpr int kTiles = kBack ? 2 : 4;
 
-inline constexpr int kZeros = 8;               // before the lags of a kernel
-inline constexpr int kMoved = 1, kDecays = 2;  // named barriers: of movers, and of the decays that they make
+inline constexpr int kZeros = 8;  // before the lags of a kernel
+// Named barriers: of movers, and of the decays that they make.
+[[maybe_unused]] inline constexpr int kMoved = 1, kDecays = 2;
 
 // Of a feature. The conjugate of p conj(eta) Q scales states.
 struct Factors {
