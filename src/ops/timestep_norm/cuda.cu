@@ -19,74 +19,98 @@ namespace {
 using namespace chains;
 
 constexpr int kBlocks = 2;  // of a multiprocessor
-template <int kRows_, int kWarpBits_>
+template <int kRows_, int kWarpBits_, int kFeatures_>
 struct Shape {
   static constexpr int kRows = kRows_;          // of a thread in a tile
   static constexpr int kWarpBits = kWarpBits_;  // log2 of the warps of a block
   static constexpr int kWarps = 1 << kWarpBits, kThreads = 32 * kWarps;
+  static constexpr int kSteps = 4 * kRows;      // of a tile, at most
+  static constexpr int kFeatures = kFeatures_;  // of a group whose lanes are those of a row or fewer, at most
 };
-using ForwardShape = Shape<8, 3>;
+// Packs of V of those.
+template <class Shape, int V>
+constexpr int kMostPacks = Shape::kFeatures < 8 * V ? Shape::kFeatures / V : 8;
+using ForwardShape = Shape<8, 3, 64>;
 // Backward, where a chain has groups side by side, whose sums more warps share, and elsewhere.
-using SharedShape = Shape<4, 3>;
-using OwnShape = Shape<8, 2>;
+using SharedShape = Shape<4, 3, 32>;
+using OwnShape = Shape<8, 2, 64>;
 
-// Of a step and group: of its features alone, then the sums of the tile's steps until it, with it.
-union StepSums {
-  struct Moments {
-    float first, distance, variance;  // mean = first + distance
-  } moments;
-  struct Products {
-    float h, hu;  // sums of h and h (x - mean), h = dy (1 + weight)
-  } products;
-  Sums sums;
+// Of a step and group, forward: y = ((x - mean) rstd + rest) (1 + weight) + bias. Mean is center + distance
+// rounded, rest the rounding.
+struct Moments {  // of its features alone: mean = first + distance
+  float first, distance, variance;
 };
-// y = ((x - mean) rstd + rest) (1 + weight) + bias: mean is center + distance rounded, rest the rounding.
 struct Normal {
   float mean, rstd, rest;
 };
-// dx = h rstd + slope (x - mean) + constant
+union ForwardStep {
+  Moments moments;
+  Normal normal;
+};
+struct ForwardGroup {
+  Before before;
+  Sums sums[ForwardShape::kSteps];  // of the tile's steps until each, with it
+  ForwardStep steps[ForwardShape::kSteps];
+};
+// Backward: dx = h rstd + slope (x - mean) + constant, h = dy (1 + weight).
 struct alignas(8) KnownStep {
   float distance, rstd;
 };
-struct alignas(8) Line {
-  float slope, constant;
+struct Products {  // the sums of h and h (x - mean) over its features
+  float h, hu;
+};
+struct alignas(16) Line {
+  float mean, rstd, slope, constant;
+};
+union BackwardStep {
+  Products products;
+  Line line;
+};
+template <int kSteps>
+struct BackwardGroup {
+  Before before;
+  Sums sums[kSteps];  // of the tile's steps from each on, with it
+  BackwardStep steps[kSteps];
+  KnownStep known[kStages][kSteps];
 };
 
-template <class T, int V, bool kKept>
-constexpr int kForwardPacks = kKept ? ForwardShape::kRows * 32 : 0;  // of a tile
+template <Extent kExtent>
+constexpr bool kInShared = kExtent != Extent::kMore;
+template <Extent kExtent>
+constexpr int kForwardPacks = kInShared<kExtent> ? ForwardShape::kRows * 32 : 0;  // of a tile
 
-template <class T, int V, bool kKept>
+template <class T, int V, Extent kExtent>
 std::size_t forward_bytes(const Plan& plan) {
-  return ForwardShape::kWarps * (kStages * kForwardPacks<T, V, kKept> * sizeof(Pack<T, V>) +
-                                 (sizeof(StepSums) + sizeof(Normal)) * count_steps(plan)) +
+  return ForwardShape::kWarps *
+             (kStages * kForwardPacks<kExtent> * sizeof(Pack<T, V>) + sizeof(ForwardGroup) * plan.groups) +
          Chain::bytes(plan);
 }
 
-template <class T, int V, bool kKept>
+template <class T, int V, Extent kExtent>
 __global__ void __launch_bounds__(ForwardShape::kThreads, kBlocks)
-    forward(TimestepNormShape s, TimestepNormForward<T> a, std::int64_t* last_count, Plan plan) {
+    forward(TimestepNormShape s, TimestepNormForward<T> a, std::int64_t* last_count, Plan given) {
   extern __shared__ uint4 shared[];
   constexpr int kRows = ForwardShape::kRows;
-  constexpr int kPacks = kForwardPacks<T, V, kKept>;
+  constexpr bool kKept = kInShared<kExtent>, kNarrow = kExtent == Extent::kRow;
+  constexpr int kPacks = kForwardPacks<kExtent>;
+  const Plan plan = known<ForwardShape, kExtent>(given);
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  const Chain chain(plan, at.unit, packs + ForwardShape::kWarps * kStages * kPacks);
-  auto* const step_sums = static_cast<StepSums*>(chain.end());
-  const int steps_of_tile = count_steps(plan);
-  const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
-  const StepArray normal_of(
-      reinterpret_cast<Normal*>(step_sums + ForwardShape::kWarps * steps_of_tile) + at.warp() * steps_of_tile,
-      plan);
+  auto* const all_groups = reinterpret_cast<ForwardGroup*>(packs + ForwardShape::kWarps * kStages * kPacks);
+  ForwardGroup* const groups = all_groups + at.warp() * plan.groups;  // of the warp
+  const Chain chain(plan, at.unit, all_groups + ForwardShape::kWarps * plan.groups);
   const Features<T, V, kRows, kKept> x(a.x, s, plan, at, packs + at.warp() * kStages * kPacks);
-  const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, false); };
-  const auto place_of = [&](int round) { return round % kStages * kPacks; };
+  const auto place_of = [&](const Tile& tile) { return tile.stage * kPacks; };
+  const auto start = [&](const Tile& tile) { x.start(plan, at, tile, place_of(tile)); };
 
   wait_for_previous();
+  start_tiles(plan, at.unit, false, start);
   const std::int64_t prior = a.count[at.b];
   for (int g = at.lane(); g < at.groups; g += 32) {
     const std::int64_t of_state = at.b * s.G + at.first_group + g;
-    chain.before[g] = {{0, prior > 0 ? static_cast<double>(prior) * a.var[of_state] : 0},
-                       prior > 0 ? a.mean[of_state] : 0};
+    groups[g].before = {{0, prior > 0 ? static_cast<double>(prior) * a.var[of_state] : 0},
+                        prior > 0 ? a.mean[of_state] : 0};
+    chain.start(g);
   }
   float weight[V] = {}, bias[V] = {};
   const auto load_parameters = [&](int offset) {
@@ -100,37 +124,40 @@ __global__ void __launch_bounds__(ForwardShape::kThreads, kBlocks)
   const std::int64_t of_chain = at.b * s.G + at.first_group;
   float* const step_mean = a.step_mean + of_chain * (s.L + 1);
   float* const step_rstd = a.step_rstd + of_chain * s.L;
-  std::int64_t counted_steps = prior, counted_until = 0;
-  Counts coming, now;  // of the tile that was summed up last, and the one before
+  std::int64_t counted_steps = prior;
+  int counted_until = 0;
+  Counts coming{}, now{};  // of the tile that was summed up last, and the one before
   // The statistics of a row and group alone: of the lane's row, about its first feature, which is as near as
   // any; or of all rows of the tile, about the mean.
-  const bool is_narrow = kKept && plan.is_narrow();
-  const auto row_moments = [&](int place, int g) {
-    const auto* const row = x.row(place, at.lane());
-    const int swizzle = at.lane() % 8, of_group = g << plan.lane_bits;
-    const float first = to_float(row[of_group ^ swizzle].value[0]);
+  const auto row_moments = [&](const Tile& tile, int g) {
+    constexpr int kMost = kMostPacks<ForwardShape, V>;
+    const int slot = x.group_slot(place_of(tile), at.lane(), g << plan.lane_bits);
+    const float first = to_float(x.warp[slot].value[0]);
     float sums[2] = {}, squares[2] = {};
-#pragma unroll 4
-    for (int k = 0; k * V < plan.K; ++k) {
-      float v[V];
-      unpack(row[(of_group + k) ^ swizzle], v);
+    with_all(plan.K == kMost * V, [&]<bool kAll>() {
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float u = v[j] - first;
-        sums[j % 2] += u, squares[j % 2] = fmaf(u, u, squares[j % 2]);
+      for (int k = 0; k < kMost; ++k) {
+        if (!kAll && k * V >= plan.K) break;
+        float v[V];
+        unpack(x.warp[slot ^ k], v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const float u = v[j] - first;
+          sums[j % 2] += u, squares[j % 2] = fmaf(u, u, squares[j % 2]);
+        }
       }
-    }
+    });
     const float distance = (sums[0] + sums[1]) * plan.scale;
-    return StepSums::Moments{first, distance,
-                             fmaxf(fmaf(-distance, distance, (squares[0] + squares[1]) * plan.scale), 0)};
+    return Moments{first, distance,
+                   fmaxf(fmaf(-distance, distance, (squares[0] + squares[1]) * plan.scale), 0)};
   };
-  const auto sum_rows = [&](const Tile& tile, int place) {
+  const auto sum_rows = [&](const Tile& tile) {
     float mean[kRows] = {}, squares[kRows] = {};
     at.for_columns(plan, [&](int offset) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         float v[V];
-        unpack(x.read(at, tile, place, r, offset), v);
+        unpack(x.read(at, tile, place_of(tile), r, offset), v);
 #pragma unroll
         for (int j = 0; j < V; ++j) mean[r] += v[j];
       }
@@ -142,7 +169,7 @@ __global__ void __launch_bounds__(ForwardShape::kThreads, kBlocks)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         float v[V];
-        unpack(x.read(at, tile, place, r, offset), v);
+        unpack(x.read(at, tile, place_of(tile), r, offset), v);
 #pragma unroll
         for (int j = 0; j < V; ++j) squares[r] += (v[j] - mean[r]) * (v[j] - mean[r]);
       }
@@ -151,79 +178,74 @@ __global__ void __launch_bounds__(ForwardShape::kThreads, kBlocks)
     if (at.is_first()) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
-        sums_of(at.step(r), at.g).moments = {mean[r], 0, squares[r] * plan.scale};
+        groups[at.g].steps[at.step(r)].moments = {mean[r], 0, squares[r] * plan.scale};
     }
     __syncwarp();
   };
-  // The sums over the tile's features, and over its steps.
-  const auto sum_up = [&](int round) {
-    const Tile tile = tile_of(round);
-    __syncwarp();  // what other lanes brought
+  // The statistics with step t of a tile, given the sums until it.
+  const auto settle = [&](const Tile& tile, int t, int g, const Sums& sums) {
+    const std::int64_t of_state = of_chain + g;
+    const float from = groups[g].before.center;
+    const std::int64_t n = now.until(t);
+    const Divisor by_n(n);
+    double distance = by_n(sums.s), var = by_n(sums.q) - distance * distance;
+    if (var < 0) var = 0;
+    if (n == prior) distance = a.mean[of_state] - from, var = a.var[of_state];  // nothing counted yet
+    const float mean = static_cast<float>(from + distance),
+                rstd = reciprocal_root(static_cast<float>(var) + a.eps);
+    groups[g].steps[t].normal = {mean, rstd, static_cast<float>(mean - (from + distance)) * rstd};
+    if (a.step_mean != nullptr && t < tile.steps) {
+      float* const to = step_mean + g * (s.L + 1) + tile.first_step;
+      to[1 + t] = static_cast<float>(distance);
+      step_rstd[g * s.L + tile.first_step + t] = rstd;
+      if (tile.index == 0 && t == 0) to[0] = from;
+    }
+    if (tile.index == plan.tiles - 1 && t == plan.steps - 1) {
+      a.last_mean[of_state] = mean, a.last_var[of_state] = static_cast<float>(var);
+      if (at.first_group + g == 0) last_count[at.b] = n;
+    }
+  };
+  const auto advance = [&](const Tile& before, const Tile& tile) {
+    wait_for_tile();
+    now = coming;
     if (tile.steps > 0) {
       counted_steps += counted(a.mask, s, at.b, counted_until, tile.first_step);
       counted_until = tile.first_step;
-      if (!is_narrow) sum_rows(tile, place_of(round));
+      if (!kNarrow) sum_rows(tile);
     }
     coming = Counts(a.mask, s, at.b, tile, counted_steps);
-    for (int g = 0; g < at.groups; ++g) {
-      Sums sums{0, 0};
-      if (coming.has(at.lane())) {
-        const auto own = is_narrow ? row_moments(place_of(round), g) : sums_of(at.lane(), g).moments;
-        const double distance = static_cast<double>(own.first) - chain.before[g].center + own.distance;
-        sums = {distance, own.variance + distance * distance};
-      }
-      sums = scan(sums);
-      chain.tell(round, g, sums);
-      if (at.lane() < plan.steps) sums_of(at.lane(), g).sums = sums;
-    }
-  };
-  // The statistics with each step.
-  const auto settle = [&](int round) {
-    const Tile tile = tile_of(round);
-    now = coming;
-    if (tile.steps == 0) return;
     const int t = at.lane();
     for (int g = 0; g < at.groups; ++g) {
-      const std::int64_t group = at.first_group + g, of_state = at.b * s.G + group;
-      const Sums before = chain.until(round, g);
+      ForwardGroup& group = groups[g];
+      Sums others{0, 0}, own{0, 0};
+      if (before.steps > 0) others = chain.others(before.stage, g, t, 32);
+      if (coming.has(t)) {
+        const auto of = kNarrow ? row_moments(tile, g) : group.steps[t].moments;
+        const double distance = static_cast<double>(of.first) - group.before.center + of.distance;
+        own = {distance, of.variance + distance * distance};
+      }
+      scan(own, others, 32);
+      others = group.before.more(others, t == 0);
+      if (t == 31) chain.tell(tile.stage, g, own);
       if (t >= plan.steps) continue;
-      const Sums sums = before + sums_of(t, g).sums;
-      const float from = chain.before[g].center;
-      const std::int64_t n = now.until(t);
-      const Divisor by_n(n);
-      double distance = by_n(sums.s), var = by_n(sums.q) - distance * distance;
-      if (var < 0) var = 0;
-      if (n == prior) distance = a.mean[of_state] - from, var = a.var[of_state];  // nothing counted yet
-      const float mean = static_cast<float>(from + distance),
-                  rstd = reciprocal_root(static_cast<float>(var) + a.eps);
-      normal_of(t, g) = {mean, rstd, static_cast<float>(mean - (from + distance)) * rstd};
-      if (a.step_mean != nullptr && t < tile.steps) {
-        float* const to = step_mean + g * (s.L + 1) + tile.first_step;
-        to[1 + t] = static_cast<float>(distance);
-        step_rstd[g * s.L + tile.first_step + t] = rstd;
-        if (tile.index == 0 && t == 0) to[0] = from;
-      }
-      if (tile.index == plan.tiles - 1 && t == plan.steps - 1) {
-        a.last_mean[of_state] = mean, a.last_var[of_state] = static_cast<float>(var);
-        if (group == 0) last_count[at.b] = n;
-      }
+      if (before.steps > 0) settle(before, t, g, others + group.sums[t]);
+      group.sums[t] = own;
     }
+    __syncwarp();
   };
-  const auto write = [&](int round) {
-    const Tile tile = tile_of(round);
-    if (tile.steps == 0) return;
+  const auto write = [&](const Tile& tile) {
     with_all(now.are_all(plan.steps), [&]<bool kAll>() {
       at.for_columns(plan, [&](int offset) {
         if constexpr (!kKept) load_parameters(offset);
-        T* to = a.y + (x.first - a.x) + tile.first_step * s.D + offset;
+        T* to = a.y + x.start_of(at, tile) + offset;
 #pragma unroll
-        for (int r = 0; r < kRows; ++r, to += at.row_step * s.D) {
-          const Normal with_step = normal_of(at.step(r), at.g);
+        for (int r = 0; r < kRows; ++r, to += x.pitch(at)) {
+          const Normal normal = groups[at.g].steps[at.step(r)].normal;
           float y[V];
-          unpack(x.read(at, tile, place_of(round), r, offset), y);
+          unpack(x.read(at, tile, place_of(tile), r, offset), y);
 #pragma unroll
           for (int j = 0; j < V; ++j)
-            y[j] = fmaf(fmaf(y[j] - with_step.mean, with_step.rstd, with_step.rest), weight[j], bias[j]);
+            y[j] = fmaf(fmaf(y[j] - normal.mean, normal.rstd, normal.rest), weight[j], bias[j]);
           if (kAll || now.has(at.step(r))) store(y, to);
         }
       });
@@ -231,38 +253,16 @@ __global__ void __launch_bounds__(ForwardShape::kThreads, kBlocks)
     if (a.mask != nullptr) clear_padding(s, plan, at, tile, now, a.y);
     __syncwarp();  // the steps have been read
   };
-  go_through_tiles(plan, settle, sum_up, write,
-                   [&](int round) { x.start(plan, at, tile_of(round), place_of(round)); });
+  go_through_tiles(plan, at.unit, false, advance, write, start);
 }
 
-// What is added to a tile of dx, into the second cache.
-template <class T, int V, int kRows, bool kKept>
-__device__ void fetch_added(const T* added, std::int64_t first, const TimestepNormShape& s, const Plan& plan,
-                            const Place<V, kKept>& at, const Tile& tile) {
-  if (added == nullptr) return;
-  at.for_columns(plan, [&](int offset) {
-    const T* from = added + first + offset;
-    for (int r = 0; r < kRows; ++r, from += at.row_step * s.D) {
-      if (at.step(r) < tile.steps) prefetch(from);
-    }
-  });
-}
-template <class T, int V>
-__device__ void add_to(float (&v)[V], const T* added, std::int64_t at) {
-  if (added == nullptr) return;
-  float more[V];
-  unpack(load_pack<V>(added + at), more);
-#pragma unroll
-  for (int j = 0; j < V; ++j) v[j] += more[j];
-}
+template <class B, Extent kExtent>
+constexpr int kBackwardPacks = kInShared<kExtent> ? B::kRows * 32 : 0;  // of a tile, of x or dy
 
-template <class B, bool kKept>
-constexpr int kBackwardPacks = kKept ? B::kRows * 32 : 0;  // of a tile, of x or dy
-
-template <class B, class T, int V, bool kKept>
+template <class B, class T, int V, Extent kExtent>
 std::size_t backward_bytes(const Plan& plan) {
-  return B::kWarps * (kStages * 2 * kBackwardPacks<B, kKept> * sizeof(Pack<T, V>) +
-                      (sizeof(StepSums) + kStages * sizeof(KnownStep) + sizeof(Line)) * count_steps(plan)) +
+  return B::kWarps * (kStages * 2 * kBackwardPacks<B, kExtent> * sizeof(Pack<T, V>) +
+                      sizeof(BackwardGroup<B::kSteps>) * plan.groups) +
          Chain::bytes(plan) + sizeof(float) * 8 * V;
 }
 
@@ -271,42 +271,66 @@ std::size_t backward_bytes(const Plan& plan) {
 // and S and Q get (d_mean - 2 (mean - center) d_var)/n and d_var/n from it and from every step after, so that
 //   dx = h rstd + (dS + 2 (x - center) dQ) / K.
 // These two of a step, n with it.
-__device__ Sums gradient_sums(const KnownStep& now, const StepSums::Products& of, std::int64_t n) {
+__device__ Sums gradient_sums(const KnownStep& now, const Products& of, std::int64_t n) {
   const double distance = now.distance;
   const float d_mean = -now.rstd * of.h, d_var = -0.5f * now.rstd * now.rstd * now.rstd * of.hu;
   const Divisor by_n(n);
   return {by_n(d_mean - 2 * distance * d_var), by_n(d_var)};
 }
 
-template <class B, class T, int V, bool kKept>
+template <class B, class T, int V, Extent kExtent, int kAdded>
 __global__ void __launch_bounds__(B::kThreads, kBlocks)
-    backward(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormAdded<T> added, Plan plan,
+    backward(TimestepNormShape s, TimestepNormBackward<T> a, TimestepNormAdded<T> added, Plan given,
              float* parameter_sums) {
   extern __shared__ uint4 shared[];
   constexpr int kRows = B::kRows;
-  constexpr int kPacks = kBackwardPacks<B, kKept>;
+  constexpr bool kKept = kInShared<kExtent>, kNarrow = kExtent == Extent::kRow;
+  constexpr int kPacks = kBackwardPacks<B, kExtent>;
+  const Plan plan = known<B, kExtent>(given);
   const Place<V, kKept> at(s, plan);
   auto* const packs = reinterpret_cast<Pack<T, V>*>(shared);
-  const Chain chain(plan, at.unit, packs + B::kWarps * kStages * 2 * kPacks);
-  auto* const weights = static_cast<float*>(chain.end());  // with 1, of the chain
-  auto* const step_sums = reinterpret_cast<StepSums*>(weights + 8 * V);
-  const int steps_of_tile = count_steps(plan);
-  auto* const known_steps = reinterpret_cast<KnownStep*>(step_sums + B::kWarps * steps_of_tile);
-  auto* const lines = reinterpret_cast<Line*>(known_steps + B::kWarps * kStages * steps_of_tile);
-  const StepArray sums_of(step_sums + at.warp() * steps_of_tile, plan);
-  const StepArray line_of(lines + at.warp() * steps_of_tile, plan);
+  auto* const weights = reinterpret_cast<float*>(packs + B::kWarps * kStages * 2 * kPacks);  // with 1
+  using Group = BackwardGroup<B::kSteps>;
+  auto* const all_groups = reinterpret_cast<Group*>(weights + 8 * V);
+  Group* const groups = all_groups + at.warp() * plan.groups;  // of the warp
+  const Chain chain(plan, at.unit, all_groups + B::kWarps * plan.groups);
   auto* const own = packs + at.warp() * kStages * 2 * kPacks;
   const Features<T, V, kRows, kKept> x(a.x, s, plan, at, own), dy(a.dy, s, plan, at, own + kPacks);
-  const auto tile_of = [&](int round) { return Tile(plan, at.unit, round, true); };
-  const auto place_of = [&](int round) { return round % kStages * 2 * kPacks; };
-  const auto known_steps_of = [&](int round) {
-    return StepArray(known_steps + (at.warp() * kStages + round % kStages) * steps_of_tile, plan);
+  const auto place_of = [&](const Tile& tile) { return tile.stage * 2 * kPacks; };
+  // The lane's step of a tile, the last first, and its group of those that a warp takes at once.
+  const int t = plan.steps - 1 - at.lane() % plan.steps, lane_g = at.lane() / plan.steps,
+            groups_at_once = 32 / plan.steps;
+  const std::int64_t lane_state = at.b * s.G + at.first_group + lane_g;
+  const float* const lane_mean = a.step_mean + lane_state * (s.L + 1) + 1 + t;
+  const float* const lane_rstd = a.step_rstd + lane_state * s.L + t;
+  const T* const to_add[] = {added.first, added.second};
+
+  // What is added to a tile, into the second cache.
+  const auto fetch = [&](const T* added, const Tile& tile) {
+    at.for_columns(plan, [&](int offset) {
+      const T* from = added + x.start_of(at, tile) + offset;
+      for (int r = 0; r < kRows; ++r, from += x.pitch(at)) {
+        if (at.step(r) < tile.steps) prefetch(from);
+      }
+    });
   };
-  // The lane's step of a tile, the last first; further lanes may help with its row.
-  const int t = plan.steps - 1 - at.lane() % plan.steps;
-  const bool is_own = at.lane() < plan.steps, is_narrow = kKept && plan.is_narrow();
+  const auto start = [&](const Tile& tile) {
+    x.start(plan, at, tile, place_of(tile));
+    dy.start(plan, at, tile, place_of(tile));
+#pragma unroll
+    for (int n = 0; n < kAdded; ++n) fetch(to_add[n], tile);
+#pragma unroll 1
+    for (int first = 0; first < at.groups; first += groups_at_once) {
+      const int g = first + lane_g;
+      if (t >= tile.steps || g >= at.groups) continue;
+      KnownStep& to = groups[g].known[tile.stage][t];
+      __pipeline_memcpy_async(&to.distance, lane_mean + first * (s.L + 1) + tile.first_step, 4);
+      __pipeline_memcpy_async(&to.rstd, lane_rstd + first * s.L + tile.first_step, 4);
+    }
+  };
 
   wait_for_previous();
+  start_tiles(plan, at.unit, true, start);
   const std::int64_t last_count = a.last_count[at.b];
   const float center = a.step_mean[(at.b * s.G + at.group()) * (s.L + 1)];  // of the lane's columns
   const auto of_last = [](const float* d, std::int64_t of_state) { return d == nullptr ? 0 : d[of_state]; };
@@ -316,10 +340,11 @@ __global__ void __launch_bounds__(B::kThreads, kBlocks)
     const double d_mean = of_last(a.d_last_mean, of_state), d_var = of_last(a.d_last_var, of_state),
                  last_mean = means[s.L];
     const Divisor by_n(last_count);
-    chain.before[g] = {last_count > 0 ? Sums{by_n(d_mean - 2 * last_mean * d_var), by_n(d_var)} : Sums{0, 0},
-                       means[0]};
+    groups[g].before = {last_count > 0 ? Sums{by_n(d_mean - 2 * last_mean * d_var), by_n(d_var)} : Sums{0, 0},
+                        means[0]};
+    chain.start(g);
   }
-  if (is_narrow) {
+  if constexpr (kNarrow) {
     for (int i = static_cast<int>(threadIdx.x); i < at.groups * plan.K; i += B::kThreads)
       weights[i] = 1 + a.weight[at.first_group * plan.K + i];
     __syncthreads();
@@ -338,58 +363,42 @@ __global__ void __launch_bounds__(B::kThreads, kBlocks)
                    [&](int offset) { store<V>({}, to_sums + offset), store<V>({}, to_sums + s.D + offset); });
   }
 
-  const auto start = [&](int round) {
-    const Tile tile = tile_of(round);
-    if (tile.steps == 0) return;
-    x.start(plan, at, tile, place_of(round));
-    dy.start(plan, at, tile, place_of(round));
-    const std::int64_t first = x.first - a.x + tile.first_step * s.D;
-    fetch_added<T, V, kRows>(added.first, first, s, plan, at, tile);
-    fetch_added<T, V, kRows>(added.second, first, s, plan, at, tile);
-    if (at.lane() >= tile.steps) return;
-    const StepArray<KnownStep> known = known_steps_of(round);
-    for (int g = 0; g < at.groups; ++g) {
-      const std::int64_t of_state = at.b * s.G + at.first_group + g, from = tile.first_step + at.lane();
-      KnownStep& to = known(at.lane(), g);
-      __pipeline_memcpy_async(&to.distance, a.step_mean + of_state * (s.L + 1) + 1 + from, 4);
-      __pipeline_memcpy_async(&to.rstd, a.step_rstd + of_state * s.L + from, 4);
-    }
-  };
-
-  std::int64_t counted_steps = last_count, counted_from = s.L;
-  Counts coming, now;  // of the tile that was summed up last, and the one before
-  // The sums of h and h u of a row and group: of the lane's row, or of all rows of the tile.
-  const auto sum_row = [&](int place, int g, float distance) {
-    const float mean = chain.before[g].center + distance;
-    const auto *const row = x.row(place, t), *const dy_row = dy.row(place, t);
-    float sum_h = 0, sum_hu = 0;
-#pragma unroll 2
-    for (int k = at.lane() / plan.steps; k * V < plan.K; k += 32 / plan.steps) {
-      const int i = ((g << plan.lane_bits) + k) ^ t % 8;
-      float v[V], d[V], weight[V];
-      unpack(row[i], v);
-      unpack(dy_row[i], d);
-      load(weights + g * plan.K + k * V, weight);
+  std::int64_t counted_steps = last_count;
+  int counted_from = static_cast<int>(s.L);
+  Counts coming{}, now{};  // of the tile that was summed up last, and the one before
+  // The sums of h and h (x - mean) of a row and group: of the lane's row, or of all rows of the tile.
+  const auto row_products = [&](const Tile& tile, int g, float mean) {
+    constexpr int kMost = kMostPacks<B, V>;
+    const int slot = x.group_slot(place_of(tile), t, g << plan.lane_bits);
+    const float* const of_group = weights + g * plan.K;
+    Products sum{0, 0};
+    with_all(plan.K == kMost * V, [&]<bool kAll>() {
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float h = d[j] * weight[j];
-        sum_h += h, sum_hu = fmaf(h, v[j] - mean, sum_hu);
+      for (int k = 0; k < kMost; ++k) {
+        if (!kAll && k * V >= plan.K) break;
+        float v[V], d[V], weight[V];
+        unpack(x.warp[slot ^ k], v);
+        unpack(dy.warp[slot ^ k], d);
+        load(of_group + k * V, weight);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const float h = d[j] * weight[j];
+          sum.h += h, sum.hu = fmaf(h, v[j] - mean, sum.hu);
+        }
       }
-    }
-    for (int lanes = plan.steps; lanes < 32; lanes *= 2)
-      sum_h += __shfl_xor_sync(~0u, sum_h, lanes), sum_hu += __shfl_xor_sync(~0u, sum_hu, lanes);
-    return StepSums::Products{sum_h, sum_hu};
+    });
+    return sum;
   };
-  const auto sum_rows = [&](const Tile& tile, int place, const StepArray<KnownStep>& known) {
+  const auto sum_rows = [&](const Tile& tile) {
     float sum_h[kRows] = {}, sum_hu[kRows] = {};
     at.for_columns(plan, [&](int offset) {
       if constexpr (!kKept) load_weight(offset);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const float mean = center + known(at.step(r), at.g).distance;
+        const float mean = center + groups[at.g].known[tile.stage][at.step(r)].distance;
         float v[V], d[V];
-        unpack(x.read(at, tile, place, r, offset), v);
-        unpack(dy.read(at, tile, place, r, offset), d);
+        unpack(x.read(at, tile, place_of(tile), r, offset), v);
+        unpack(dy.read(at, tile, place_of(tile), r, offset), d);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const float h = d[j] * weight[j];
@@ -401,59 +410,59 @@ __global__ void __launch_bounds__(B::kThreads, kBlocks)
     group_sums(sum_hu, plan.lanes());
     if (at.is_first()) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) sums_of(at.step(r), at.g).products = {sum_h[r], sum_hu[r]};
+      for (int r = 0; r < kRows; ++r) groups[at.g].steps[at.step(r)].products = {sum_h[r], sum_hu[r]};
     }
     __syncwarp();
   };
-  // The sums over the tile's features, the gradients of mean and variance of each step, and their sums.
-  const auto sum_up = [&](int round) {
-    const Tile tile = tile_of(round);
-    const StepArray<KnownStep> known = known_steps_of(round);
-    __syncwarp();  // what other lanes brought
+  // What dx takes from step t of a tile, given the sums from it on.
+  const auto settle = [&](const Tile& tile, int g, const Sums& sums) {
+    const KnownStep known = groups[g].known[tile.stage][t];
+    const double distance = known.distance;
+    groups[g].steps[t].line = {groups[g].before.center + known.distance, known.rstd,
+                               static_cast<float>(2 * sums.q) * plan.scale,
+                               static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale};
+    if (tile.first_step + t > 0) return;
+    const std::int64_t of_state = at.b * s.G + at.first_group + g;
+    const auto of_prior = [&](double sum, float d_last) {
+      return last_count > 0 ? static_cast<float>(static_cast<double>(counted_steps) * sum) : d_last;
+    };
+    a.d_mean[of_state] = of_prior(sums.s, of_last(a.d_last_mean, of_state));
+    a.d_var[of_state] = of_prior(sums.q, of_last(a.d_last_var, of_state));
+  };
+  // The gradients of mean and variance of each step of a tile, summed over the steps.
+  const auto advance = [&](const Tile& before, const Tile& tile) {
+    wait_for_tile();
+    now = coming;
     if (tile.steps > 0) {
       counted_steps -= counted(a.mask, s, at.b, tile.first_step, counted_from);
       counted_from = tile.first_step;
-      if (!is_narrow) sum_rows(tile, place_of(round), known);
+      if (!kNarrow) sum_rows(tile);
     }
     coming = Counts(a.mask, s, at.b, tile, counted_steps);
-    for (int g = 0; g < at.groups; ++g) {
-      const KnownStep own = known(t, g);
-      const auto products = is_narrow ? sum_row(place_of(round), g, own.distance)
-                            : is_own  ? sums_of(t, g).products
-                                      : StepSums::Products{0, 0};
-      const bool counts = is_own && coming.has(t);
-      const Sums sums = scan(counts ? gradient_sums(own, products, coming.until(t)) : Sums{0, 0});
-      chain.tell(round, g, sums);
-      if (is_own) sums_of(t, g).sums = sums;
-    }
-  };
-  // What comes from the tiles after it.
-  const auto settle = [&](int round) {
-    const Tile tile = tile_of(round);
-    now = coming;
-    if (tile.steps == 0) return;
-    const StepArray<KnownStep> known = known_steps_of(round);
-    for (int g = 0; g < at.groups; ++g) {
-      const std::int64_t of_state = at.b * s.G + at.first_group + g;
-      const Sums after = chain.until(round, g);
+#pragma unroll 1
+    for (int first = 0; first < at.groups; first += groups_at_once) {
+      const bool is_own = first + lane_g < at.groups;
+      const int g = min(first + lane_g, at.groups - 1), i = at.lane() % plan.steps;
+      Group& group = groups[g];
+      Sums others{0, 0}, own{0, 0};
+      if (before.steps > 0) others = chain.others(before.stage, g, i, plan.steps);
+      if (is_own && coming.has(t)) {
+        const KnownStep known = group.known[tile.stage][t];
+        const Products of =
+            kNarrow ? row_products(tile, g, group.before.center + known.distance) : group.steps[t].products;
+        own = gradient_sums(known, of, coming.until(t));
+      }
+      scan(own, others, plan.steps);
+      others = group.before.more(others, is_own && i == 0);
       if (!is_own) continue;
-      const Sums sums = after + sums_of(t, g).sums;
-      const double distance = known(t, g).distance;
-      line_of(t, g) = {static_cast<float>(2 * sums.q) * plan.scale,
-                       static_cast<float>(sums.s + 2 * distance * sums.q) * plan.scale};
-      if (tile.first_step + t > 0) continue;
-      const auto of_prior = [&](double sum, float d_last) {
-        return last_count > 0 ? static_cast<float>(static_cast<double>(now.before) * sum) : d_last;
-      };
-      a.d_mean[of_state] = of_prior(sums.s, of_last(a.d_last_mean, of_state));
-      a.d_var[of_state] = of_prior(sums.q, of_last(a.d_last_var, of_state));
+      if (i == plan.steps - 1) chain.tell(tile.stage, g, own);
+      if (before.steps > 0) settle(before, g, others + group.sums[t]);
+      group.sums[t] = own;
     }
+    __syncwarp();
   };
   // dx, and the gradients of weight and bias.
-  const auto write = [&](int round) {
-    const Tile tile = tile_of(round);
-    if (tile.steps == 0) return;
-    const StepArray<KnownStep> known = known_steps_of(round);
+  const auto write = [&](const Tile& tile) {
     with_all(now.are_all(plan.steps), [&]<bool kAll>() {
       at.for_columns(plan, [&](int offset) {
         if constexpr (!kKept) {
@@ -461,26 +470,36 @@ __global__ void __launch_bounds__(B::kThreads, kBlocks)
           load(to_sums + offset, of_columns[0]);
           load(to_sums + s.D + offset, of_columns[1]);
         }
-        T* to = a.dx + (x.first - a.x) + tile.first_step * s.D + offset;
+        const auto for_rows = [&](auto&& f) {
+          std::int64_t i = x.start_of(at, tile) + offset;
 #pragma unroll
-        for (int r = 0; r < kRows; ++r, to += at.row_step * s.D) {
-          const auto [distance, rstd] = known(at.step(r), at.g);
-          const auto [slope, constant] = line_of(at.step(r), at.g);
-          const float mean = center + distance;
-          if (!kAll && !now.has(at.step(r))) continue;
+          for (int r = 0; r < kRows; ++r, i += x.pitch(at)) {
+            if (kAll || now.has(at.step(r))) f(r, i);
+          }
+        };
+        Pack<T, V> more[kAdded + 1][kRows];  // all of it on its way at once
+#pragma unroll
+        for (int n = 0; n < kAdded; ++n)
+          for_rows([&](int r, std::int64_t i) { more[n][r] = load_pack<V>(to_add[n] + i); });
+        for_rows([&](int r, std::int64_t i) {
+          const Line line = groups[at.g].steps[at.step(r)].line;
           float v[V], d[V];
-          unpack(x.read(at, tile, place_of(round), r, offset), v);
-          unpack(dy.read(at, tile, place_of(round), r, offset), d);
+          unpack(x.read(at, tile, place_of(tile), r, offset), v);
+          unpack(dy.read(at, tile, place_of(tile), r, offset), d);
 #pragma unroll
           for (int j = 0; j < V; ++j) {
-            const float u = v[j] - mean, scaled = d[j] * rstd;
+            const float u = v[j] - line.mean, scaled = d[j] * line.rstd;
             of_columns[0][j] = fmaf(scaled, u, of_columns[0][j]), of_columns[1][j] += d[j];
-            v[j] = fmaf(scaled, weight[j], fmaf(slope, u, constant));
+            v[j] = fmaf(scaled, weight[j], fmaf(line.slope, u, line.constant));
           }
-          add_to(v, added.first, to - a.dx);
-          add_to(v, added.second, to - a.dx);
-          store(v, to);
-        }
+#pragma unroll
+          for (int n = 0; n < kAdded; ++n) {
+            unpack(more[n][r], d);
+#pragma unroll
+            for (int j = 0; j < V; ++j) v[j] += d[j];
+          }
+          store(v, a.dx + i);
+        });
         if constexpr (!kKept)
           store(of_columns[0], to_sums + offset), store(of_columns[1], to_sums + s.D + offset);
       });
@@ -488,7 +507,7 @@ __global__ void __launch_bounds__(B::kThreads, kBlocks)
     if (a.mask != nullptr) clear_padding(s, plan, at, tile, now, a.dx);
     __syncwarp();  // the steps have been read
   };
-  go_through_tiles(plan, settle, sum_up, write, start);
+  go_through_tiles(plan, at.unit, true, advance, write, start);
 
   if constexpr (kKept) {
     for (int lanes = 1 << plan.row_bits; lanes < 32; lanes *= 2) {  // over the warp's rows
@@ -504,7 +523,7 @@ __global__ void __launch_bounds__(B::kThreads, kBlocks)
 
 std::int64_t cluster_blocks(const TimestepNormShape& s, int warps);
 
-// launch.operator()<V, kKept>(plan), the plan for blocks of shape B
+// launch.operator()<V, extent>(plan), the plan for blocks of shape B
 template <class B, class T, class F, class... P>
 void with_plan(const TimestepNormShape& s, F&& launch, const P*... pointers) {
   with_pack_width<T>(
@@ -512,10 +531,13 @@ void with_plan(const TimestepNormShape& s, F&& launch, const P*... pointers) {
       [&]<int V>(Width<V>) {
         const auto blocks = static_cast<int>(cluster_blocks(s, B::kWarps));
         const Plan plan(s, V, B::kRows, blocks, B::kWarpBits);
-        if (plan.K <= 32 * V) {
-          launch.template operator()<V, true>(plan);
-        } else {
-          launch.template operator()<V, false>(plan);
+        switch (plan.extent(V)) {
+          case Extent::kRow:
+            return launch.template operator()<V, Extent::kRow>(plan);
+          case Extent::kWarp:
+            return launch.template operator()<V, Extent::kWarp>(plan);
+          case Extent::kMore:
+            return launch.template operator()<V, Extent::kMore>(plan);
         }
       },
       pointers...);
@@ -536,7 +558,7 @@ void allow_all_shared_memory(Kernel kernel, std::size_t bytes) {
 using MostClusters = std::array<int, 9>;
 MostClusters most_clusters() {
   constexpr std::size_t kShared = 224 * 1024 / kBlocks;
-  const auto kernel = backward<SharedShape, Bfloat16, 8, true>;
+  const auto kernel = backward<SharedShape, Bfloat16, 8, Extent::kRow, 0>;
   allow_all_shared_memory(kernel, kShared);
   MostClusters most{};
   for (unsigned blocks = 2; is_hopper() && blocks < most.size(); ++blocks) {
@@ -583,10 +605,10 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
                            std::int64_t* last_count, cudaStream_t stream) {
   with_plan<ForwardShape, T>(
       s,
-      [&]<int V, bool kKept>(const Plan& plan) {
-        const std::size_t shared = forward_bytes<T, V, kKept>(plan);
-        allow_all_shared_memory(forward<T, V, kKept>, shared);
-        launch_step(clusters(s, plan, shared, stream), forward<T, V, kKept>, s, a, last_count, plan);
+      [&]<int V, Extent kExtent>(const Plan& plan) {
+        const std::size_t shared = forward_bytes<T, V, kExtent>(plan);
+        allow_all_shared_memory(forward<T, V, kExtent>, shared);
+        launch_step(clusters(s, plan, shared, stream), forward<T, V, kExtent>, s, a, last_count, plan);
       },
       a.x, a.weight, a.bias, a.y);
 }
@@ -597,10 +619,15 @@ void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackwa
   with_backward_shape(s, [&]<class B>(B) {
     with_plan<B, T>(
         s,
-        [&]<int V, bool kKept>(const Plan& plan) {
-          const std::size_t shared = backward_bytes<B, T, V, kKept>(plan);
-          allow_all_shared_memory(backward<B, T, V, kKept>, shared);
-          launch_step(clusters(s, plan, shared, stream), backward<B, T, V, kKept>, s, a, added, plan, sums);
+        [&]<int V, Extent kExtent>(const Plan& plan) {
+          const auto launch = [&](auto kernel) {
+            const std::size_t shared = backward_bytes<B, T, V, kExtent>(plan);
+            allow_all_shared_memory(kernel, shared);
+            launch_step(clusters(s, plan, shared, stream), kernel, s, a, added, plan, sums);
+          };
+          added.first == nullptr    ? launch(backward<B, T, V, kExtent, 0>)
+          : added.second == nullptr ? launch(backward<B, T, V, kExtent, 1>)
+                                    : launch(backward<B, T, V, kExtent, 2>);
         },
         a.x, a.weight, a.dy, a.dx, added.first, added.second);
   });
