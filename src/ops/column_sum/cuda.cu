@@ -1,6 +1,7 @@
 #include "ops/column_sum/cuda.h"
 
 #include "ops/cuda_device.h"
+#include "ops/cuda_step.h"
 
 namespace megalodon::ops::cuda {
 namespace {
@@ -14,6 +15,7 @@ __global__ void __launch_bounds__(32 * W)
   const std::int64_t column = (std::int64_t{blockIdx.x} * 32 + lane) * V, first = blockIdx.y * rows,
                      last = first + rows < R ? first + rows : R;
   float sum[V] = {};
+  wait_for_previous();
   if (column < D) {
 #pragma unroll 8
     for (std::int64_t row = first + warp; row < last; row += W) {
@@ -45,9 +47,9 @@ void column_sums(const T* x, std::int64_t R, std::int64_t D, std::int64_t rows, 
       [&]<int V>(Width<V>) {
         const dim3 grid(grid_size(ceil_div(D, 32 * V)), grid_size(ceil_div(R, rows)));
         if (grid.y > 1) {
-          sums<T, V, 8><<<grid, 32 * 8, 0, stream>>>(x, R, D, rows, y);
+          launch_step({grid, 32 * 8, 0, stream}, sums<T, V, 8>, x, R, D, rows, y);
         } else {  // few blocks
-          sums<T, V, 32><<<grid, 32 * 32, 0, stream>>>(x, R, D, rows, y);
+          launch_step({grid, 32 * 32, 0, stream}, sums<T, V, 32>, x, R, D, rows, y);
         }
       },
       x);
