@@ -31,9 +31,9 @@ struct Shape {
 template <class Shape, int V>
 constexpr int kMostPacks = Shape::kFeatures < 8 * V ? Shape::kFeatures / V : 8;
 using ForwardShape = Shape<8, 3, 64>;
-// Backward, where a chain has groups side by side, whose sums more warps share, and elsewhere.
-using SharedShape = Shape<4, 3, 32>;
-using OwnShape = Shape<8, 2, 64>;
+template <int kFeatures>
+using BackwardShape = Shape<8, 2, kFeatures>;
+constexpr int kBackwardWarps = BackwardShape<64>::kWarps;
 
 // Of a step and group, forward: y = ((x - mean) rstd + rest) (1 + weight) + bias. Mean is center + distance
 // rounded, rest the rounding.
@@ -558,7 +558,7 @@ void allow_all_shared_memory(Kernel kernel, std::size_t bytes) {
 using MostClusters = std::array<int, 9>;
 MostClusters most_clusters() {
   constexpr std::size_t kShared = 224 * 1024 / kBlocks;
-  const auto kernel = backward<SharedShape, Bfloat16, 8, Extent::kRow, 0>;
+  const auto kernel = backward<BackwardShape<64>, Bfloat16, 8, Extent::kRow, 0>;
   allow_all_shared_memory(kernel, kShared);
   MostClusters most{};
   for (unsigned blocks = 2; is_hopper() && blocks < most.size(); ++blocks) {
@@ -566,19 +566,13 @@ MostClusters most_clusters() {
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {1, 1, blocks};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(SharedShape::kThreads);
+    config.gridDim = dim3(1, 1, blocks), config.blockDim = dim3(32 * kBackwardWarps);
     config.dynamicSmemBytes = kShared;
     config.attrs = &attribute, config.numAttrs = 1;
     if (cudaOccupancyMaxActiveClusters(&most[blocks], kernel, &config) != cudaSuccess) most[blocks] = 0;
   }
   cudaGetLastError();  // a size that the device does not know is none
   return most;
-}
-
-template <class F>
-auto with_backward_shape(const TimestepNormShape& s, F&& f) {
-  constexpr std::int64_t kShared = 32;  // features of a group that may share a chain
-  return s.D / s.G <= kShared ? f(SharedShape{}) : f(OwnShape{});
 }
 
 // The largest clusters that all run at once, each warp with some tiles to go through.
@@ -597,7 +591,7 @@ std::int64_t cluster_blocks(const TimestepNormShape& s, int warps) {
 }  // namespace
 
 std::int64_t timestep_norm_units(const TimestepNormShape& s) {
-  return with_backward_shape(s, [&]<class B>(B) { return cluster_blocks(s, B::kWarps) * B::kWarps; });
+  return cluster_blocks(s, kBackwardWarps) * kBackwardWarps;
 }
 
 template <class T>
@@ -616,7 +610,7 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
 template <class T>
 void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
                             const TimestepNormAdded<T>& added, float* sums, cudaStream_t stream) {
-  with_backward_shape(s, [&]<class B>(B) {
+  const auto run = [&]<class B>(B) {
     with_plan<B, T>(
         s,
         [&]<int V, Extent kExtent>(const Plan& plan) {
@@ -630,7 +624,8 @@ void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackwa
                                     : launch(backward<B, T, V, kExtent, 2>);
         },
         a.x, a.weight, a.dy, a.dx, added.first, added.second);
-  });
+  };
+  s.D / s.G <= 32 ? run(BackwardShape<32>{}) : run(BackwardShape<64>{});
 }
 
 template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&,
