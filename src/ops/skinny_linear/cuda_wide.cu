@@ -9,10 +9,9 @@
 
 // Products of up to 32 rows are the reading of their weights too, but x is too large for registers. A block
 // makes 128 outputs of all rows, or 64 where each is of two products, of a part of the features; the blocks
-// of a cluster share the features and join their sums. A thread orders copies of weights, and of x beside
-// them, into a ring of stages; two warpgroups multiply, the weights as the left operand. Weights do not
-// depend on the kernel before: as many of them as there are stages come while that one runs, further ones
-// wait in the second cache.
+// of a cluster share the features and join their sums. Weights and x come into a ring of stages, each by a
+// thread of its own; two warpgroups multiply, the weights as the left operand. Weights do not depend on the
+// kernel before: as many of them as there are stages come while that one runs.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -22,7 +21,7 @@ constexpr int kBox = 64, kBoxes = 2;  // outputs of a warpgroup, warpgroups
 constexpr int kTileOutputs = kBox * kBoxes;
 constexpr int kStages = 5;     // so that two blocks share a multiprocessor, of two kernels too
 constexpr int kMostSplit = 8;  // blocks of a cluster
-constexpr int kCopier = 128 * kBoxes, kThreads = kCopier + 32;
+constexpr int kWorkers = 128 * kBoxes, kOfWeights = kWorkers, kOfX = kWorkers + 32, kThreads = kOfX + 32;
 
 struct Stage {
   Bfloat16 weight[kBoxes][kBox][kDepth], x[kRows][kDepth];
@@ -34,14 +33,13 @@ static_assert(sizeof(Sums) <= kStages * sizeof(Stage));
 
 struct Shared {
   Stage stage[kStages];
-  Barrier full[kStages], empty[kStages];
+  Barrier weights[kStages], x[kStages], empty[kStages];
 };
 constexpr std::size_t kSharedBytes = sizeof(Shared) + 1024;  // the stages begin at a multiple of 1024
 
 struct WideCall {
   CUtensorMap x[kMostSkinnyLayers], weight[kMostSkinnyLayers], up[kMostSkinnyLayers];
   SkinnyCall call;
-  int ahead;  // stages of a block whose weights wait in the second cache
 };
 
 // The block's outputs and its part of the features.
@@ -58,56 +56,36 @@ struct Part {
               split = static_cast<int>(gridDim.z);
     begin = all * rank / split, count = all * (rank + 1) / split - begin;
   }
+  __device__ int column(int i) const { return (begin + i) * kDepth; }
 };
 
-// What the thread that copies does: before the wait, and after it.
-class Copier {
- public:
-  __device__ Copier(const WideCall& c, const Part& part, Shared& shared)
-      : x_(c.x[part.index]), part_(part), shared_(shared), ahead_(c.ahead) {
-    const bool has_up = part.outputs == kBox;
-    weight_[0] = &c.weight[part.index], weight_[1] = has_up ? &c.up[part.index] : weight_[0];
-    row_[0] = part.first, row_[1] = has_up ? part.first : part.first + kBox;
-  }
-  __device__ void begin() const {
-    const int filled = min(part_.count, kStages);
-    for (int i = 0; i < filled; ++i) copy_weights(i);
-    prefetch_map(x_);
-    for (int i = 0; i < ahead_; ++i) prefetch_weights(kStages + i);
-  }
-  __device__ void go_on() const {
-    const int filled = min(part_.count, kStages);
-    for (int i = 0; i < filled; ++i) copy_x(i);
-    for (int i = kStages; i < part_.count; ++i) {
-      prefetch_weights(i + ahead_);
-      shared_.empty[i % kStages].wait(i / kStages - 1);
-      copy_weights(i), copy_x(i);
-    }
-  }
-
- private:
-  __device__ int column(int i) const { return (part_.begin + i) * kDepth; }
-  __device__ void copy_weights(int i) const {
-    Stage& to = shared_.stage[i % kStages];
-    Barrier& full = shared_.full[i % kStages];
-    full.arrive_expecting(sizeof(Stage));
+// Until the products of stage i's predecessor in the ring have been made.
+__device__ void wait_for_room(Shared& shared, int i) {
+  if (i >= kStages) shared.empty[i % kStages].wait(i / kStages - 1);
+}
+__device__ void copy_weights(const WideCall& c, const Part& part, Shared& shared) {
+  const bool has_up = part.outputs == kBox;
+  const CUtensorMap* const weight[kBoxes] = {&c.weight[part.index],
+                                             has_up ? &c.up[part.index] : &c.weight[part.index]};
+  const int row[kBoxes] = {part.first, has_up ? part.first : part.first + kBox};
+  for (int i = 0; i < part.count; ++i) {
+    wait_for_room(shared, i);
+    Stage& to = shared.stage[i % kStages];
+    Barrier& there = shared.weights[i % kStages];
+    there.arrive_expecting(sizeof(to.weight));
 #pragma unroll
-    for (int b = 0; b < kBoxes; ++b) copy_box(to.weight[b], *weight_[b], column(i), row_[b], 0, full);
+    for (int b = 0; b < kBoxes; ++b) copy_box(to.weight[b], *weight[b], part.column(i), row[b], 0, there);
   }
-  __device__ void copy_x(int i) const {
-    copy_box(shared_.stage[i % kStages].x, x_, column(i), 0, 0, shared_.full[i % kStages]);
+}
+__device__ void copy_x(const WideCall& c, const Part& part, Shared& shared) {
+  for (int i = 0; i < part.count; ++i) {
+    wait_for_room(shared, i);
+    Stage& to = shared.stage[i % kStages];
+    Barrier& there = shared.x[i % kStages];
+    there.arrive_expecting(sizeof(to.x));
+    copy_box(to.x, c.x[part.index], part.column(i), 0, 0, there);
   }
-  __device__ void prefetch_weights(int i) const {
-    if (i >= part_.count) return;
-#pragma unroll
-    for (int b = 0; b < kBoxes; ++b) prefetch_box(*weight_[b], column(i), row_[b], 0);
-  }
-
-  const CUtensorMap &x_, *weight_[kBoxes];
-  const Part& part_;
-  Shared& shared_;
-  int ahead_, row_[kBoxes];
-};
+}
 
 // The products of a warpgroup's weights with x: outputs 16 w + l / 4 (+ 8 for every second pair) of warp w
 // and lane l, rows 8 j + l % 4 * 2 (+ 1).
@@ -116,7 +94,8 @@ __device__ void multiply_stages(const Part& part, Shared& shared, float (&sums)[
   const bool releases = threadIdx.x % 32 == 0;
   for (int i = 0; i < part.count; ++i) {
     const Stage& stage = shared.stage[i % kStages];
-    shared.full[i % kStages].wait(i / kStages);
+    shared.weights[i % kStages].wait(i / kStages);
+    shared.x[i % kStages].wait(i / kStages);
     products_begin();
 #pragma unroll
     for (int step = 0; step < kDepth / 16; ++step)
@@ -144,7 +123,7 @@ __device__ void read_of_cluster(const float* mine, unsigned block, float (&to)[V
   }
 }
 
-// The cluster's sums become outputs, V neighbouring ones of a row at once, by all of the cluster's threads.
+// The cluster's sums become outputs, V neighbouring ones of a row at once, by the cluster's workers.
 template <int V>
 class Finish {
  public:
@@ -170,19 +149,16 @@ class Finish {
   // What stands behind the products of a thread's first outputs, to be on its way meanwhile.
   __device__ Operands first_operands() const { return read(first_item()); }
   __device__ void run(Operands next) const {
-    const int step = kThreads * static_cast<int>(gridDim.z);
-    cluster_sync();
-    for (int item = first_item(); has(item); item += step) {
+    for (int item = first_item(); has(item); item += kWorkers * static_cast<int>(gridDim.z)) {
       const Operands now = next;
-      next = read(item + step);
+      next = read(item + kWorkers * static_cast<int>(gridDim.z));
       write(item, now);
     }
-    cluster_sync();  // until the others have read this block's sums
   }
 
  private:
   __device__ static int first_item() {
-    return kThreads * static_cast<int>(blockIdx.z) + static_cast<int>(threadIdx.x);
+    return kWorkers * static_cast<int>(blockIdx.z) + static_cast<int>(threadIdx.x);
   }
   __device__ int row(int item) const { return item * V / part_.outputs; }
   __device__ int column(int item) const { return item * V % part_.outputs; }
@@ -238,25 +214,32 @@ __global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ 
     extern __shared__ char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
     const Part part(c.call);
-    const Copier copier(c, part, shared);
     const Finish<V> finish(c.call, part, *reinterpret_cast<Sums*>(shared.stage));
     const int thread = static_cast<int>(threadIdx.x);
-    if (thread == kCopier) {
-      for (int i = 0; i < kStages; ++i) shared.full[i].start(1), shared.empty[i].start(kCopier / 32);
+    if (thread == kOfX) {
+      for (int i = 0; i < kStages; ++i)
+        shared.weights[i].start(1), shared.x[i].start(1), shared.empty[i].start(kWorkers / 32);
       barriers_are_started();
-      copier.begin();
+      prefetch_map(c.x[part.index]);
     }
     finish.prefetch_bias();
     __syncthreads();
-    wait_for_previous();
 
-    float sums[kRows / 2];
-    if (thread == kCopier) copier.go_on();
-    const auto operands = finish.first_operands();
-    if (thread < kCopier) multiply_stages(part, shared, sums);
-    __syncthreads();
-    if (thread < kCopier) finish.put(sums);
-    finish.run(operands);
+    if (thread == kOfWeights) copy_weights(c, part, shared);
+    wait_for_previous();
+    if (thread == kOfX) copy_x(c, part, shared);
+    if (thread < kWorkers) {
+      const auto operands = finish.first_operands();
+      float sums[kRows / 2];
+      multiply_stages(part, shared, sums);
+      named_wait(1, kWorkers);  // the stages are not read any more
+      finish.put(sums);
+      cluster_sync();
+      finish.run(operands);
+    } else {
+      cluster_sync();
+    }
+    cluster_sync();  // until the others have read this block's sums
   }
 }
 
@@ -290,15 +273,10 @@ void wide_products(SkinnyCall call, cudaStream_t stream) {
     if (layer.up != nullptr) wide.up[i] = matrix_map(layer.up, layer.out, call.width, kBox);
   }
   wide.call = call;
-  int device = 0, second_cache = 0;  // the latter's bytes
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&second_cache, cudaDevAttrL2CacheSize, device);
-  // About a block for each multiprocessor; what they ask for early takes half of the second cache.
+  // About a block for each multiprocessor.
   const int processors = static_cast<int>(multiprocessors()), tiles = static_cast<int>(call.tiles),
             stages = (call.width + kDepth - 1) / kDepth;
   const int split = std::clamp((processors + tiles / 2) / tiles, 1, std::min(kMostSplit, stages));
-  const std::int64_t bytes_ahead = std::int64_t{tiles} * split * static_cast<int>(sizeof(Stage::weight));
-  wide.ahead = static_cast<int>(std::min<std::int64_t>(second_cache / 2 / bytes_ahead, stages));
   const auto kernel = common == 4 ? products<4> : products<1>;
   allow_shared_memory(kernel, kSharedBytes);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
