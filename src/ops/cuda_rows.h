@@ -64,6 +64,29 @@ __device__ void prefetch_columns(std::int64_t rows, std::int64_t D, const float*
   for_columns<V, kKept>(D, [&](std::int64_t i) { prefetch(numbers + i); });
 }
 
+// A parameter's numbers for a thread's columns, zeros where there is none. Where a thread has one pack of
+// them (kKept) they are on their way from here on.
+template <int V, bool kKept>
+class ColumnNumbers {
+ public:
+  __device__ ColumnNumbers(const float* numbers, std::int64_t D) : numbers_(numbers) {
+    if constexpr (kKept) {
+      for_columns<V, kKept>(D, [&](std::int64_t i) {
+        if (numbers != nullptr) load(numbers + i, kept_);
+      });
+    }
+  }
+  __device__ void read(std::int64_t i, float (&to)[V]) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) to[j] = kKept ? kept_[kKept ? j : 0] : 0;
+    if (!kKept && numbers_ != nullptr) load(numbers_ + i, to);
+  }
+
+ private:
+  const float* numbers_;
+  float kept_[kKept ? V : 1] = {};
+};
+
 // The rows of x from `first` on. Tile `place` of those in the block's shared memory.
 template <class T, int V, bool kKept, int kRows = kTileRows>
 __device__ RowTile<T, V, kKept, kRows> row_tile(const T* x, std::int64_t rows, std::int64_t D,

@@ -18,13 +18,17 @@ __global__ void __launch_bounds__(kMostRowThreads)
   prefetch_columns<V, kKept>(rows, D, weight);
   prefetch_columns<V, kKept>(rows, D, bias);
   wait_for_previous();
+  const ColumnNumbers<V, kKept> weights(weight, D), biases(bias, D);
+  Pack<T, V> beginning[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) beginning[r] = load_pack<V>(x + min(first + r, rows - 1) * D);
+  const auto tile = read_rows<T, V, kKept, kRows>(x, rows, D, first, shared);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    load(x + min(first + r, rows - 1) * D, v);
+    unpack(beginning[r], v);
 #pragma unroll
     for (int j = 0; j < V; ++j) origin[r] += v[j] / V;
   }
-  const auto tile = read_rows<T, V, kKept, kRows>(x, rows, D, first, shared);
   const float scale = 1 / static_cast<float>(D);
   for_columns<V, kKept>(D, [&](std::int64_t i) {
 #pragma unroll
@@ -48,8 +52,8 @@ __global__ void __launch_bounds__(kMostRowThreads)
     if (threadIdx.x == 0 && first + r < rows) mean[first + r] = m[r], rstd[first + r] = root[r];
   }
   for_columns<V, kKept>(D, [&](std::int64_t i) {
-    float w[V] = {}, b[V] = {};
-    if (weight != nullptr) load(weight + i, w), load(bias + i, b);
+    float w[V], b[V];
+    weights.read(i, w), biases.read(i, b);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (first + r >= rows) break;

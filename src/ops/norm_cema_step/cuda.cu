@@ -14,17 +14,20 @@ constexpr int kMostThreads = kMostGroupComponents / 4 * 2;  // lanes are a power
 static_assert(kMostThreads >= kMostNormStepFeatures);
 constexpr int kMostStreams = 4;  // of a block
 
-// The norm of a group of stream b, by a warp; the features go to `normals` too.
+// The norm of a group of stream b, by a warp, before weight and bias.
 template <class T>
-__device__ void normalise(const NormCemaStep<T>& a, std::int64_t b, std::int64_t group, float* normals) {
-  const int K = static_cast<int>(a.D / a.G), lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t first = group * K, statistic = b * a.G + group;
-  const T* const x = a.x + b * a.D + first;
+__device__ void normalise(const NormCemaStep<T>& a, int K, std::int64_t b, std::int64_t group,
+                          float* normals) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t statistic = b * a.G + group;
+  const T* const x = a.x + b * a.D + group * K;
   const double before = a.mean[statistic], var_before = a.var[statistic];
   const std::int64_t count = a.count[b];
   float sum = 0, squares = 0;
+#pragma unroll 1
   for (int i = lane; i < K; i += 32) sum += to_float(x[i]);
   const float of_step = warp_sum(sum) / static_cast<float>(K);
+#pragma unroll 1
   for (int i = lane; i < K; i += 32) squares += (to_float(x[i]) - of_step) * (to_float(x[i]) - of_step);
   squares = warp_sum(squares) / static_cast<float>(K);
   const double w = 1 / (static_cast<double>(count) + 1), distance = of_step - before;
@@ -36,12 +39,8 @@ __device__ void normalise(const NormCemaStep<T>& a, std::int64_t b, std::int64_t
     if (group == 0) a.next_count[b] = count + 1;
   }
   const float deviation = 1 / sqrtf(static_cast<float>(var) + a.eps);
-  for (int i = lane; i < K; i += 32) {
-    const float scaled = static_cast<float>(to_float(x[i]) - mean) * deviation * (1 + a.weight[first + i]);
-    const T normal = from_float<T>(scaled + a.bias[first + i]);
-    a.normal[b * a.D + first + i] = normal;
-    normals[i] = to_float(normal);
-  }
+#pragma unroll 1
+  for (int i = lane; i < K; i += 32) normals[i] = static_cast<float>(to_float(x[i]) - mean) * deviation;
 }
 
 template <class T>
@@ -63,22 +62,26 @@ __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lane
   }
   wait_for_previous();
 
+  // All that is read is asked for before any of it is used.
   Complex4 h[kMostStreams];
 #pragma unroll
   for (int s = 0; s < kMostStreams; ++s) h[s] = load_complex(h_of(s), has_components && s < here);
-  for (int s = static_cast<int>(threadIdx.x) / 32; s < here; s += static_cast<int>(blockDim.x) / 32)
-    normalise(a, first + s, group, normals[s]);
-  if (a.N == 0) return;
   float p[4] = {};
   if (has_components) load(a.p + component, p);
   const Complex4 q = load_complex(a.q + 2 * component, has_components);
   const Complex4 eta = load_complex(a.eta + 2 * component, has_components);
-  const float omega = a.omega[d];
+  const float weight = 1 + a.weight[d], bias = a.bias[d], omega = a.N > 0 ? a.omega[d] : 0;
+#pragma unroll 1
+  for (int s = static_cast<int>(threadIdx.x) / 32; s < here; s += static_cast<int>(blockDim.x) / 32)
+    normalise(a, static_cast<int>(K), first + s, group, normals[s]);
   __syncthreads();
 #pragma unroll
   for (int s = 0; s < kMostStreams; ++s) {
     if (s >= here) break;
-    const float input = is_feature ? normals[s][feature] : 0;
+    const T normal = from_float<T>(is_feature ? normals[s][feature] * weight + bias : 0);
+    const float input = to_float(normal);
+    if (is_first) a.normal[(first + s) * a.D + d] = normal;
+    if (a.N == 0) continue;
     float y = advance(h[s], q, p, eta, input);
     if (has_components) store_complex(h[s], h_of(s));
     for (int offset = lanes / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);

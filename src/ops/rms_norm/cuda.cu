@@ -11,8 +11,10 @@ __global__ void __launch_bounds__(kMostRowThreads)
             float* rstd) {
   extern __shared__ uint4 shared[];
   const std::int64_t first = std::int64_t{blockIdx.x} * kRows, k = blockIdx.y;
-  prefetch_columns<V, kKept>(rows, D, weight == nullptr ? weight : weight + k * D);
+  if (weight != nullptr) weight += k * D;
+  prefetch_columns<V, kKept>(rows, D, weight);
   wait_for_previous();
+  const ColumnNumbers<V, kKept> weights(weight, D);
   x += k * rows * D, y += k * rows * D, rstd += k * rows;
   const auto tile = read_rows<T, V, kKept, kRows>(x, rows, D, first, shared);
   float v[V], sums[kRows] = {};
@@ -31,8 +33,8 @@ __global__ void __launch_bounds__(kMostRowThreads)
     if (threadIdx.x == 0 && first + r < rows) rstd[first + r] = sums[r];
   }
   for_columns<V, kKept>(D, [&](std::int64_t i) {
-    float w[V] = {};
-    if (weight != nullptr) load(weight + k * D + i, w);
+    float w[V];
+    weights.read(i, w);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (first + r >= rows) break;
