@@ -44,6 +44,15 @@ __device__ inline void barriers_are_started() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// Two numbers to an address in another block of the cluster (address_in_block), whose arrival its barrier at
+// such an address counts as that of 8 bytes.
+__device__ inline void send_to_block(std::uint32_t to, float a, float b, std::uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to),
+      "f"(a), "f"(b), "r"(barrier)
+      : "memory");
+}
+
 // What ordinary stores wrote is seen by copies that are started after a barrier.
 __device__ inline void written_for_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -27,11 +27,17 @@ __device__ inline void prefetch(const void* address) {
 // A barrier of a cluster in two parts; before Hopper a block is its own cluster. What the cluster's threads
 // wrote to their blocks' shared memory before they arrived, they read of each other's after the wait. (By
 // default a barrier of a cluster waits for what was written to global memory too.)
+// Relaxed, nothing was written that others read.
+__device__ inline void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
-  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
+  cluster_arrive_relaxed();
 }
 __device__ inline void cluster_wait() {
 #if __CUDA_ARCH__ >= 900

@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <numeric>
+#include <utility>
 
 #include "ops/cuda_device.h"
 #include "ops/cuda_hopper.h"
@@ -9,9 +9,10 @@
 
 // Products of up to 32 rows are the reading of their weights too, but x is too large for registers. A block
 // makes 128 outputs of all rows, or 64 where each is of two products, of a part of the features; the blocks
-// of a cluster share the features and join their sums. Weights and x come into a ring of stages, each by a
-// thread of its own; two warpgroups multiply, the weights as the left operand. Weights do not depend on the
-// kernel before: as many of them as there are stages come while that one runs.
+// of a cluster share the features. Weights and x come in stages, into a ring each, asked for by a thread
+// each; two warpgroups multiply, the weights as the left operand. Weights do not depend on the kernel before:
+// as many stages of them as there is room for come while that one runs. Each block finishes some of the rows:
+// the others send it their sums of them, straight from their registers.
 namespace megalodon::ops::cuda {
 namespace {
 
@@ -19,228 +20,259 @@ constexpr int kRows = kMostSkinnyRows;
 constexpr int kDepth = 64;            // features of a stage
 constexpr int kBox = 64, kBoxes = 2;  // outputs of a warpgroup, warpgroups
 constexpr int kTileOutputs = kBox * kBoxes;
-constexpr int kStages = 5;     // so that two blocks share a multiprocessor, of two kernels too
 constexpr int kMostSplit = 8;  // blocks of a cluster
 constexpr int kWorkers = 128 * kBoxes, kOfWeights = kWorkers, kOfX = kWorkers + 32, kThreads = kOfX + 32;
 
-struct Stage {
-  Bfloat16 weight[kBoxes][kBox][kDepth], x[kRows][kDepth];
-};
-static_assert(sizeof(Stage) % 1024 == 0);
-// Of a block, where the stages were; rows lie so that a warp's stores are in different banks.
-using Sums = float[kRows][kTileOutputs + 4];
-static_assert(sizeof(Sums) <= kStages * sizeof(Stage));
+// Sums of four rows.
+constexpr int kQuad = 4, kQuads = kRows / kQuad;
+using QuadSums = float[kTileOutputs][kQuad];
 
-struct Shared {
-  Stage stage[kStages];
-  Barrier weights[kStages], x[kStages], empty[kStages];
+// Barriers of a ring: of stage i those of its slot.
+template <int kSlots>
+struct Ring {
+  Barrier there[kSlots], empty[kSlots];
+
+  __device__ void start() {
+    for (int i = 0; i < kSlots; ++i) there[i].start(1), empty[i].start(kWorkers / 32);
+  }
+  __device__ void wait_for_room(int i) {
+    if (i >= kSlots) empty[i % kSlots].wait(i / kSlots - 1);
+  }
+  __device__ void wait(int i) { there[i % kSlots].wait(i / kSlots); }
+  __device__ void release(int i) { empty[i % kSlots].arrive(); }
 };
-constexpr std::size_t kSharedBytes = sizeof(Shared) + 1024;  // the stages begin at a multiple of 1024
+
+constexpr int kWeightSlots = 5, kXSlots = 8;
+struct Shared {
+  union {
+    Bfloat16 weight[kWeightSlots][kBoxes][kBox][kDepth];
+    QuadSums sums[kWeightSlots * kQuads];
+  };
+  Bfloat16 x[kXSlots][kRows][kDepth];
+  Ring<kWeightSlots> weights;
+  Ring<kXSlots> xs;
+  Barrier sums_are_there;
+};
+static_assert(sizeof(QuadSums) * kQuads * kWeightSlots == sizeof(Shared::weight));
+// Two blocks share a multiprocessor, of two kernels too: of its 228 KB the system takes 1 KB for each.
+static_assert(sizeof(Shared) <= (228 / 2 - 1) * 1024);
 
 struct WideCall {
   CUtensorMap x[kMostSkinnyLayers], weight[kMostSkinnyLayers], up[kMostSkinnyLayers];
   SkinnyCall call;
+  int stages, more;  // of a block of the cluster; blocks, the first, that have one more
 };
 
 // The block's outputs and its part of the features.
 struct Part {
   int index;  // of the layer
   int first, outputs;
-  int begin, count;  // stages
+  int rank, begin, count;  // in the cluster; stages
 
-  __device__ explicit Part(const SkinnyCall& c) : index(0) {
-    while (index + 1 < c.layers && blockIdx.x >= c.layer[index + 1].first_tile) ++index;
-    outputs = c.layer[index].up != nullptr ? kTileOutputs / 2 : kTileOutputs;
-    first = static_cast<int>(blockIdx.x - c.layer[index].first_tile) * outputs;
-    const int all = (c.width + kDepth - 1) / kDepth, rank = static_cast<int>(blockIdx.z),
-              split = static_cast<int>(gridDim.z);
-    begin = all * rank / split, count = all * (rank + 1) / split - begin;
+  __device__ explicit Part(const WideCall& c) : index(0), rank(static_cast<int>(blockIdx.z)) {
+    while (index + 1 < c.call.layers && blockIdx.x >= c.call.layer[index + 1].first_tile) ++index;
+    const SkinnyLayer& layer = c.call.layer[index];
+    outputs = layer.up != nullptr ? kTileOutputs / 2 : kTileOutputs;
+    first = static_cast<int>(blockIdx.x - layer.first_tile) * outputs;
+    begin = rank * c.stages + min(rank, c.more), count = count_of(c, rank);
   }
-  __device__ int column(int i) const { return (begin + i) * kDepth; }
+  __device__ static int count_of(const WideCall& c, int block) { return c.stages + (block < c.more); }
 };
 
-// Until the products of stage i's predecessor in the ring have been made.
-__device__ void wait_for_room(Shared& shared, int i) {
-  if (i >= kStages) shared.empty[i % kStages].wait(i / kStages - 1);
-}
 __device__ void copy_weights(const WideCall& c, const Part& part, Shared& shared) {
   const bool has_up = part.outputs == kBox;
   const CUtensorMap* const weight[kBoxes] = {&c.weight[part.index],
                                              has_up ? &c.up[part.index] : &c.weight[part.index]};
   const int row[kBoxes] = {part.first, has_up ? part.first : part.first + kBox};
+#pragma unroll 1
   for (int i = 0; i < part.count; ++i) {
-    wait_for_room(shared, i);
-    Stage& to = shared.stage[i % kStages];
-    Barrier& there = shared.weights[i % kStages];
-    there.arrive_expecting(sizeof(to.weight));
+    shared.weights.wait_for_room(i);
+    auto& to = shared.weight[i % kWeightSlots];
+    Barrier& there = shared.weights.there[i % kWeightSlots];
+    there.arrive_expecting(sizeof(to));
 #pragma unroll
-    for (int b = 0; b < kBoxes; ++b) copy_box(to.weight[b], *weight[b], part.column(i), row[b], 0, there);
+    for (int b = 0; b < kBoxes; ++b) copy_box(to[b], *weight[b], (part.begin + i) * kDepth, row[b], 0, there);
   }
 }
 __device__ void copy_x(const WideCall& c, const Part& part, Shared& shared) {
+#pragma unroll 1
   for (int i = 0; i < part.count; ++i) {
-    wait_for_room(shared, i);
-    Stage& to = shared.stage[i % kStages];
-    Barrier& there = shared.x[i % kStages];
-    there.arrive_expecting(sizeof(to.x));
-    copy_box(to.x, c.x[part.index], part.column(i), 0, 0, there);
+    shared.xs.wait_for_room(i);
+    auto& to = shared.x[i % kXSlots];
+    Barrier& there = shared.xs.there[i % kXSlots];
+    there.arrive_expecting(sizeof(to));
+    copy_box(to, c.x[part.index], (part.begin + i) * kDepth, 0, 0, there);
   }
 }
 
 // The products of a warpgroup's weights with x: outputs 16 w + l / 4 (+ 8 for every second pair) of warp w
-// and lane l, rows 8 j + l % 4 * 2 (+ 1).
-__device__ void multiply_stages(const Part& part, Shared& shared, float (&sums)[kRows / 2]) {
+// and lane l, rows 8 j + l % 4 * 2 (+ 1). Arrives at the cluster's barrier when sums may come.
+__device__ void multiply_stages(int count, Shared& shared, float (&sums)[kRows / 2]) {
   const int box = static_cast<int>(threadIdx.x) / 128;
   const bool releases = threadIdx.x % 32 == 0;
-  for (int i = 0; i < part.count; ++i) {
-    const Stage& stage = shared.stage[i % kStages];
-    shared.weights[i % kStages].wait(i / kStages);
-    shared.x[i % kStages].wait(i / kStages);
+  const int last_in_their_way = max(count - kWeightSlots + 1, -1);
+  for (int i = 0; i < count; ++i) {
+    shared.weights.wait(i), shared.xs.wait(i);
+    const auto weight = operand<false>(shared.weight[i % kWeightSlots][box], 0),
+               x = operand<false>(shared.x[i % kXSlots], 0);
     products_begin();
 #pragma unroll
-    for (int step = 0; step < kDepth / 16; ++step)
-      multiply<false, false>(sums, operand<false>(stage.weight[box], step), operand<false>(stage.x, step),
-                             i > 0 || step > 0);
+    for (int step = 0; step < kDepth / 16; ++step)  // of 32 bytes, in units of 16
+      multiply<false, false>(sums, weight + 2 * step, x + 2 * step, i > 0 || step > 0);
     products_commit();
     products_wait<1>();
-    if (releases && i > 0) shared.empty[(i - 1) % kStages].arrive();
+    if (releases && i > 0) shared.weights.release(i - 1), shared.xs.release(i - 1);
+    if (i - 1 == last_in_their_way) cluster_arrive_relaxed();
   }
   products_wait<0>();
 }
 
-// V numbers of a block of the cluster, where they lie in each.
-template <int V>
-__device__ void read_of_cluster(const float* mine, unsigned block, float (&to)[V]) {
-  const std::uint32_t remote = address_in_block(mine, block);
-  if constexpr (V == 4) {
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
-                 : "r"(remote)
-                 : "memory");
-  } else {
-    static_assert(V == 1);
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(to[0]) : "r"(remote) : "memory");
-  }
-}
-
-// The cluster's sums become outputs, V neighbouring ones of a row at once, by the cluster's workers.
-template <int V>
+// The cluster's sums become outputs, four rows of an output at once. Block b finishes every kSplit-th four
+// rows from the b-th on; a piece of what arrives there is of a block and four rows.
+template <int kSplit>
 class Finish {
  public:
-  struct Operands {
-    float bias[V] = {}, added[V] = {};
-  };
+  __device__ Finish(const WideCall& c, const Part& part, Shared& shared)
+      : call_(c), layer_(c.call.layer[part.index]), part_(part), shared_(shared) {
+    const unsigned thread = threadIdx.x;
+    const bool has_up = layer_.up != nullptr;
+    column_ = static_cast<int>(has_up ? thread % kBox : thread % kTileOutputs);
+    first_quad_ = part.rank + static_cast<int>(has_up ? thread / kBox : thread / kTileOutputs) * kSplit;
+    step_ = kSplit * (has_up ? kWorkers / kBox : kAtOnce);
+    out_ = part.first + column_;
+    rows_ = out_ < layer_.out ? c.call.rows : 0;
+    if (layer_.bias != nullptr && rows_ > 0) bias_ = layer_.bias[out_];
+  }
 
-  __device__ Finish(const SkinnyCall& c, const Part& part, Sums& sums)
-      : layer_(c.layer[part.index]), part_(part), sums_(sums), rows_(c.rows) {}
-
-  __device__ void prefetch_bias() const {
-    const int out = part_.first + static_cast<int>(threadIdx.x) * 32;  // lines of 32 numbers
-    if (layer_.bias != nullptr && out < min(part_.first + part_.outputs, layer_.out))
-      prefetch(layer_.bias + out);
+  // By one thread: how much will arrive.
+  __device__ void expect() const {
+    int pieces = 0;
+    for (int quad = part_.rank; quad * kQuad < call_.call.rows; quad += kSplit) pieces += kSplit;
+    shared_.sums_are_there.arrive_expecting(pieces * static_cast<int>(sizeof(QuadSums)));
+  }
+  // What is added to a thread's outputs, to be on its way meanwhile.
+  __device__ void read() {
+    if (layer_.add == nullptr) return;
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j)
+        if (has(item, j)) added_[item][j] = layer_.add[at(item, j)];
+    }
   }
   // What a thread has of multiply_stages.
-  __device__ void put(const float (&sums)[kRows / 2]) const {
-    const int thread = static_cast<int>(threadIdx.x), out = thread / 32 * 16 + thread % 32 / 4,
-              row = thread % 4 * 2;
+  __device__ void send(const float (&sums)[kRows / 2]) const {
+    const unsigned thread = threadIdx.x, out = thread / 32 * 16 + thread % 32 / 4, row = thread % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) sums_[i / 4 * 8 + row + i % 2][out + i / 2 % 2 * 8] = sums[i];
+    for (unsigned j = 0; j < kRows / 8; ++j) {
+      const unsigned quad = (8 * j + row) / kQuad, block = quad % kSplit;
+      if (static_cast<int>(quad * kQuad) >= call_.call.rows) break;
+      auto& piece = arriving(Part::count_of(call_, static_cast<int>(block)),
+                             static_cast<int>(quad - block) + part_.rank);
+      const auto to = address_in_block(&piece[out][row % kQuad], block),
+                 barrier = address_in_block(&shared_.sums_are_there, block);
+      send_to_block(to, sums[4 * j], sums[4 * j + 1], barrier);
+      send_to_block(to + 8 * sizeof(piece[0]), sums[4 * j + 2], sums[4 * j + 3], barrier);
+    }
   }
-  // What stands behind the products of a thread's first outputs, to be on its way meanwhile.
-  __device__ Operands first_operands() const { return read(first_item()); }
-  __device__ void run(Operands next) const {
-    for (int item = first_item(); has(item); item += kWorkers * static_cast<int>(gridDim.z)) {
-      const Operands now = next;
-      next = read(item + kWorkers * static_cast<int>(gridDim.z));
-      write(item, now);
+  __device__ void run() const {
+    shared_.sums_are_there.wait(0);
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+      if (!has(item, 0)) break;
+      float y[kQuad], up[kQuad] = {};
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) y[j] = bias_;
+      sum(item, column_, y);
+      if (layer_.up != nullptr) sum(item, column_ + kBox, up);
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) {
+        if (layer_.silu) y[j] = __fdividef(y[j], 1 + __expf(-y[j]));
+        if (layer_.up != nullptr) y[j] *= up[j];
+        if (layer_.add != nullptr) y[j] += to_float(kept_until_here(added_[item][j]));
+        if (has(item, j)) layer_.y[at(item, j)] = from_float<Bfloat16>(y[j]);
+      }
     }
   }
 
  private:
-  __device__ static int first_item() {
-    return kWorkers * static_cast<int>(blockIdx.z) + static_cast<int>(threadIdx.x);
-  }
-  __device__ int row(int item) const { return item * V / part_.outputs; }
-  __device__ int column(int item) const { return item * V % part_.outputs; }
-  __device__ bool has(int item) const { return row(item) < rows_; }
-  __device__ int out(int item) const { return part_.first + column(item); }
-  __device__ int at(int item) const { return row(item) * layer_.out + out(item); }
+  static constexpr int kPieces = (kQuads + kSplit - 1) / kSplit * kSplit;  // the most of a block
+  static constexpr int kAtOnce = kWorkers / kTileOutputs, kItems = (kPieces / kSplit + kAtOnce - 1) / kAtOnce;
 
-  __device__ Operands read(int item) const {
-    Operands o;
-    if (!has(item) || out(item) >= layer_.out) return o;
-    if (layer_.bias != nullptr) load(layer_.bias + out(item), o.bias);
-    if (layer_.add != nullptr) load(layer_.add + at(item), o.added);
-    return o;
+  // In a block of `count` stages: in the slots of its last but four stages and the next.
+  __device__ QuadSums& arriving(int count, int piece) const {
+    constexpr int kPlaces = kWeightSlots * kQuads;
+    const int i = count % kWeightSlots * kQuads + piece;
+    return shared_.sums[kPieces > kQuads && i >= kPlaces ? i - kPlaces : i];
   }
-  __device__ void sum(const float* from, float (&to)[V]) const {
-    float of_block[kMostSplit][V];
+  __device__ void sum(int item, int column, float (&to)[kQuad]) const {
+    float of_block[kSplit][kQuad];
 #pragma unroll
-    for (unsigned k = 0; k < kMostSplit; ++k)
-      if (k < gridDim.z) read_of_cluster(from, k, of_block[k]);
+    for (int k = 0; k < kSplit; ++k)
+      load(arriving(part_.count, first_quad_ - part_.rank + item * step_ + k)[column], of_block[k]);
 #pragma unroll
-    for (unsigned k = 0; k < kMostSplit; ++k) {
-      if (k >= gridDim.z) break;
+    for (int k = 0; k < kSplit; ++k) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) to[j] += of_block[k][j];
+      for (int j = 0; j < kQuad; ++j) to[j] += of_block[k][j];
     }
   }
-  __device__ void write(int item, const Operands& o) const {
-    if (out(item) >= layer_.out) return;
-    const float* const of_item = sums_[row(item)] + column(item);
-    float y[V], up[V] = {};
-#pragma unroll
-    for (int j = 0; j < V; ++j) y[j] = o.bias[j];
-    sum(of_item, y);
-    if (layer_.up != nullptr) sum(of_item + kBox, up);
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      if (layer_.silu) y[j] /= 1 + __expf(-y[j]);
-      if (layer_.up != nullptr) y[j] *= up[j];
-      y[j] += o.added[j];
-    }
-    store(y, layer_.y + at(item));
+  // The compiler converts it no earlier, which would be a wait for the read.
+  __device__ static Bfloat16 kept_until_here(Bfloat16 x) {
+    asm volatile("" : "+h"(x.bits));
+    return x;
   }
+  __device__ int row(int item, int j) const { return (first_quad_ + item * step_) * kQuad + j; }
+  __device__ bool has(int item, int j) const { return row(item, j) < rows_; }
+  __device__ int at(int item, int j) const { return row(item, j) * layer_.out + out_; }
 
-  const SkinnyLayer& layer_;
+  const WideCall& call_;
+  const SkinnyLayer layer_;
   const Part& part_;
-  Sums& sums_;
-  int rows_;
+  Shared& shared_;
+  int column_, out_, first_quad_, step_;
+  int rows_;  // none where the thread has no output
+  float bias_ = 0;
+  Bfloat16 added_[kItems][kQuad] = {};
 };
 
-template <int V>
+template <int kSplit>
 __global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ WideCall c) {
   if constexpr (kForHopper) {
-    extern __shared__ char memory[];
-    Shared& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
-    const Part part(c.call);
-    const Finish<V> finish(c.call, part, *reinterpret_cast<Sums*>(shared.stage));
+    extern __shared__ __align__(1024) char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const Part part(c);
+    Finish<kSplit> finish(c, part, shared);
     const int thread = static_cast<int>(threadIdx.x);
     if (thread == kOfX) {
-      for (int i = 0; i < kStages; ++i)
-        shared.weights[i].start(1), shared.x[i].start(1), shared.empty[i].start(kWorkers / 32);
+      shared.weights.start(), shared.xs.start(), shared.sums_are_there.start(1);
       barriers_are_started();
+      finish.expect();
       prefetch_map(c.x[part.index]);
     }
-    finish.prefetch_bias();
     __syncthreads();
+    if (thread >= kWorkers) cluster_arrive_relaxed();
 
     if (thread == kOfWeights) copy_weights(c, part, shared);
     wait_for_previous();
     if (thread == kOfX) copy_x(c, part, shared);
     if (thread < kWorkers) {
-      const auto operands = finish.first_operands();
+      finish.read();
       float sums[kRows / 2];
-      multiply_stages(part, shared, sums);
-      named_wait(1, kWorkers);  // the stages are not read any more
-      finish.put(sums);
-      cluster_sync();
-      finish.run(operands);
+      multiply_stages(part.count, shared, sums);
+      cluster_wait();  // until there is room for this block's sums
+      finish.send(sums);
+      finish.run();
     } else {
-      cluster_sync();
+      cluster_wait();
     }
-    cluster_sync();  // until the others have read this block's sums
   }
+}
+
+// By the blocks of a cluster.
+template <int... kSplits>
+auto products_of(std::integer_sequence<int, kSplits...>, int split) {
+  constexpr void (*kKernels[])(WideCall) = {products<kSplits + 1>...};
+  return kKernels[split - 1];
 }
 
 // A matrix [rows, width] for copies of boxes of `box_rows` rows and kDepth columns.
@@ -263,10 +295,8 @@ void wide_products(SkinnyCall call, cudaStream_t stream) {
   place_tiles(call, kTileOutputs);
   if (call.tiles == 0 || call.rows == 0) return;
   WideCall wide{};
-  int common = 4;  // divides all widths of outputs
   for (int i = 0; i < call.layers; ++i) {
     const auto& layer = call.layer[i];
-    common = std::gcd(common, layer.out);
     if (layer.out == 0) continue;
     wide.x[i] = matrix_map(layer.x, call.rows, call.width, kRows);
     wide.weight[i] = matrix_map(layer.weight, layer.out, call.width, kBox);
@@ -277,12 +307,13 @@ void wide_products(SkinnyCall call, cudaStream_t stream) {
   const int processors = static_cast<int>(multiprocessors()), tiles = static_cast<int>(call.tiles),
             stages = (call.width + kDepth - 1) / kDepth;
   const int split = std::clamp((processors + tiles / 2) / tiles, 1, std::min(kMostSplit, stages));
-  const auto kernel = common == 4 ? products<4> : products<1>;
-  allow_shared_memory(kernel, kSharedBytes);
+  wide.stages = stages / split, wide.more = stages % split;
+  const auto kernel = products_of(std::make_integer_sequence<int, kMostSplit>{}, split);
+  allow_shared_memory(kernel, sizeof(Shared));
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                        cudaSharedmemCarveoutMaxShared);
   const auto cluster = static_cast<unsigned>(split);
-  launch_step({dim3(call.tiles, 1, cluster), kThreads, kSharedBytes, stream, cluster}, kernel, wide);
+  launch_step({dim3(call.tiles, 1, cluster), kThreads, sizeof(Shared), stream, cluster}, kernel, wide);
 }
 
 }  // namespace megalodon::ops::cuda
