@@ -8,16 +8,23 @@
 
 // The kernels of a decoding step are short and each needs what the one before it made. Launched with
 // launch_step one may start while its predecessor still runs: what it does before wait_for_previous()
-// overlaps with that one's end. Until then it may read all that the kernels before its predecessor wrote, but
-// nothing of the predecessor's, and must write nothing.
+// overlaps with that one's end. Until then it may read nothing that the few kernels before it wrote, and must
+// write nothing.
 namespace megalodon::ops::cuda {
 
-// The successor starts no earlier than here, so that never more than two kernels overlap.
+// From here on, once all blocks have come here, the successor may start. A kernel that holds little of a
+// multiprocessor lets it start at once, beside the predecessor too.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Until the predecessor has ended, and with it all kernels before it.
 __device__ inline void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+  let_next_start();
 }
 
 __device__ inline void prefetch(const void* address) {

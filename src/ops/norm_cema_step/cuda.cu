@@ -45,6 +45,7 @@ __device__ void normalise(const NormCemaStep<T>& a, int K, std::int64_t b, std::
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) step(NormCemaStep<T> a, int lanes, int streams) {
+  let_next_start();
   __shared__ float normals[kMostStreams][kMostNormStepFeatures];
   const std::int64_t K = a.D / a.G, group = blockIdx.x, first = std::int64_t{blockIdx.y} * streams;
   const int lane = static_cast<int>(threadIdx.x) % lanes, feature = static_cast<int>(threadIdx.x) / lanes;

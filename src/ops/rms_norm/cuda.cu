@@ -9,6 +9,7 @@ template <class T, int V, bool kKept, int kRows>
 __global__ void __launch_bounds__(kMostRowThreads)
     forward(const T* x, const float* weight, float eps, std::int64_t rows, std::int64_t D, T* y,
             float* rstd) {
+  if constexpr (kRows == 1) let_next_start();
   extern __shared__ uint4 shared[];
   const std::int64_t first = std::int64_t{blockIdx.x} * kRows, k = blockIdx.y;
   if (weight != nullptr) weight += k * D;

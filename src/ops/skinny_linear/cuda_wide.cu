@@ -144,8 +144,10 @@ class Finish {
     if (layer_.bias != nullptr && rows_ > 0) bias_ = layer_.bias[out_];
   }
 
-  // By one thread: how much will arrive.
+  // By one thread. A block by itself has warps that put their sums down, others expect that sums are sent.
+  __device__ void start() const { shared_.sums_are_there.start(kSplit == 1 ? kWorkers / 32 : 1); }
   __device__ void expect() const {
+    if constexpr (kSplit == 1) return;
     int pieces = 0;
     for (int quad = part_.rank; quad * kQuad < call_.call.rows; quad += kSplit) pieces += kSplit;
     shared_.sums_are_there.arrive_expecting(pieces * static_cast<int>(sizeof(QuadSums)));
@@ -169,10 +171,20 @@ class Finish {
       if (static_cast<int>(quad * kQuad) >= call_.call.rows) break;
       auto& piece = arriving(Part::count_of(call_, static_cast<int>(block)),
                              static_cast<int>(quad - block) + part_.rank);
-      const auto to = address_in_block(&piece[out][row % kQuad], block),
-                 barrier = address_in_block(&shared_.sums_are_there, block);
-      send_to_block(to, sums[4 * j], sums[4 * j + 1], barrier);
-      send_to_block(to + 8 * sizeof(piece[0]), sums[4 * j + 2], sums[4 * j + 3], barrier);
+      float* const own = &piece[out][row % kQuad];
+      if constexpr (kSplit == 1) {
+        *reinterpret_cast<float2*>(own) = {sums[4 * j], sums[4 * j + 1]};
+        *reinterpret_cast<float2*>(own + 8 * kQuad) = {sums[4 * j + 2], sums[4 * j + 3]};
+      } else {
+        const auto to = address_in_block(own, block),
+                   barrier = address_in_block(&shared_.sums_are_there, block);
+        send_to_block(to, sums[4 * j], sums[4 * j + 1], barrier);
+        send_to_block(to + 8 * sizeof(piece[0]), sums[4 * j + 2], sums[4 * j + 3], barrier);
+      }
+    }
+    if constexpr (kSplit == 1) {
+      __syncwarp();
+      if (thread % 32 == 0) shared_.sums_are_there.arrive();
     }
   }
   __device__ void run() const {
@@ -244,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ 
     Finish<kSplit> finish(c, part, shared);
     const int thread = static_cast<int>(threadIdx.x);
     if (thread == kOfX) {
-      shared.weights.start(), shared.xs.start(), shared.sums_are_there.start(1);
+      shared.weights.start(), shared.xs.start(), finish.start();
       barriers_are_started();
       finish.expect();
       prefetch_map(c.x[part.index]);
