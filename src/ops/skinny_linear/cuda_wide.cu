@@ -144,8 +144,8 @@ class Finish {
     if (layer_.bias != nullptr && rows_ > 0) bias_ = layer_.bias[out_];
   }
 
-  // By one thread. A block by itself has warps that put their sums down, others expect that sums are sent.
-  __device__ void start() const { shared_.sums_are_there.start(kSplit == 1 ? kWorkers / 32 : 1); }
+  // By one thread. A block by itself has workers that put their sums down, others expect that sums are sent.
+  __device__ void start() const { shared_.sums_are_there.start(kSplit == 1 ? kWorkers : 1); }
   __device__ void expect() const {
     if constexpr (kSplit == 1) return;
     int pieces = 0;
@@ -182,10 +182,7 @@ class Finish {
         send_to_block(to + 8 * sizeof(piece[0]), sums[4 * j + 2], sums[4 * j + 3], barrier);
       }
     }
-    if constexpr (kSplit == 1) {
-      __syncwarp();
-      if (thread % 32 == 0) shared_.sums_are_there.arrive();
-    }
+    if constexpr (kSplit == 1) shared_.sums_are_there.arrive();
   }
   __device__ void run() const {
     shared_.sums_are_there.wait(0);
@@ -315,10 +312,10 @@ void wide_products(SkinnyCall call, cudaStream_t stream) {
     if (layer.up != nullptr) wide.up[i] = matrix_map(layer.up, layer.out, call.width, kBox);
   }
   wide.call = call;
-  // About a block for each multiprocessor.
+  // A block for each multiprocessor, or some more.
   const int processors = static_cast<int>(multiprocessors()), tiles = static_cast<int>(call.tiles),
             stages = (call.width + kDepth - 1) / kDepth;
-  const int split = std::clamp((processors + tiles / 2) / tiles, 1, std::min(kMostSplit, stages));
+  const int split = std::min({(processors + tiles - 1) / tiles, kMostSplit, stages});
   wide.stages = stages / split, wide.more = stages % split;
   const auto kernel = products_of(std::make_integer_sequence<int, kMostSplit>{}, split);
   allow_shared_memory(kernel, sizeof(Shared));
