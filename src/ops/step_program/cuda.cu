@@ -23,7 +23,7 @@ __device__ void prefetch_phase(const Phase& phase, Attention::Position& position
   const int item = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % 32;
   if (phase.kind == Phase::kLinear) {
     const SkinnyCall& c = phase.linear.call;
-    const Tiles tiles(phase.linear);
+    const Tiles tiles(phase.linear.share);
     if (tiles.first == tiles.end) return;
     const Tile tile(c, tiles.first);
     const SkinnyLayer& layer = tile.layer;
@@ -41,11 +41,11 @@ __device__ void prefetch_phase(const Phase& phase, Attention::Position& position
   }
 }
 // By a warp, for all phases, two phases ahead of the block.
-__device__ void prefetch_phases(const Phase* phases, int count, int* present) {
+__device__ void prefetch_phases(const Program& program, int* present) {
   Attention::Position position;
-  for (int p = 1; p < count; ++p) {
+  for (int p = 1; p < program.phase_count; ++p) {
     while (atomicAdd_block(present, 0) + 2 < p) __nanosleep(100);
-    prefetch_phase(phases[p], position);
+    prefetch_phase(program.phases[p], position);
   }
 }
 
@@ -64,8 +64,7 @@ __device__ void wait_for_all(Counters* counters, unsigned arrivals) {
   sync();
 }
 
-__global__ void __launch_bounds__(kThreads + kProducers, 1)
-    run(const Phase* phases, const CUtensorMap* maps, int count, Counters* counters, Layout layout) {
+__global__ void __launch_bounds__(kThreads + kProducers, 1) run(const Program program, const Layout layout) {
   if constexpr (kForHopper) {
     extern __shared__ __align__(1024) unsigned char memory[];
     __shared__ int present;  // phase
@@ -73,9 +72,9 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
     const int thread = static_cast<int>(threadIdx.x);
     const auto copy_phase = [&](int p) {
       constexpr int kPacks = sizeof(Phase) / 16;
-      if (p < count && thread < kPacks)
+      if (p < program.phase_count && thread < kPacks)
         __pipeline_memcpy_async(reinterpret_cast<uint4*>(shared.phases + p % kPhases) + thread,
-                                reinterpret_cast<const uint4*>(phases + p) + thread, 16);
+                                reinterpret_cast<const uint4*>(program.phases + p) + thread, 16);
     };
     if (thread == 0) {
       for (int i = 0; i < layout.stages; ++i)
@@ -89,22 +88,22 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
     __syncthreads();
     if (thread >= kThreads) {
       give_registers<kFewRegisters>();
-      if (thread == kThreads) bring_weights(phases, maps, count, shared.ring);
-      if (thread >= kThreads + 32 && thread < kThreads + 64) prefetch_phases(phases, count, &present);
+      if (thread < kThreads + 32) bring_weights(program, shared.ring);
+      if (thread >= kThreads + 32 && thread < kThreads + 64) prefetch_phases(program, &present);
       return;
     }
 
     take_registers<kManyRegisters>();
     Ring ring = shared.ring;
-    const Words words(__ldcg(&counters->runs) + 1);
+    const Words words(__ldcg(&program.counters->runs) + 1);
     Attention::Place place;
     unsigned waits = 0;
-    for (int p = 0; p < count; ++p) {
+    for (int p = 0; p < program.phase_count; ++p) {
       const Phase& phase = shared.phases[p % kPhases];
       copy_phase(p + 2);
       __pipeline_commit();
       if (thread == 0) atomicExch_block(&present, p);
-      if (phase.waits) wait_for_all(counters, ++waits * gridDim.x);
+      if (phase.waits) wait_for_all(program.counters, ++waits * gridDim.x);
       switch (phase.kind) {
         case Phase::kLinear:
           linear(words, phase.linear, layout, shared, ring);
@@ -122,8 +121,8 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1)
       __pipeline_wait_prior(0);
       sync();
     }
-    if (thread == 0 && atomicAdd(&counters->left, 1) == gridDim.x - 1)
-      ++counters->runs, counters->arrived = 0, counters->left = 0;
+    if (thread == 0 && atomicAdd(&program.counters->left, 1) == gridDim.x - 1)
+      ++program.counters->runs, program.counters->arrived = 0, program.counters->left = 0;
   }
 }
 
@@ -161,7 +160,7 @@ StepProgram::StepProgram(std::vector<StepCall> calls) : calls_(std::move(calls))
   for (const auto& call : calls_) {
     ++phases_;
     for (const auto& output : outputs_of(call)) words_ += round_up(output.count);
-    if (const auto* c = std::get_if<SkinnyCall>(&call)) maps_ += static_cast<std::size_t>(2 * c->layers);
+    if (const auto* c = std::get_if<SkinnyCall>(&call)) layers_ += static_cast<std::size_t>(c->layers);
     if (const auto* a = std::get_if<AttentionStep<Bfloat16>>(&call)) {
       ++phases_;
       float_words_ += static_cast<std::size_t>(a->B * a->H * kSplits * (a->dv + 2));
@@ -170,21 +169,23 @@ StepProgram::StepProgram(std::vector<StepCall> calls) : calls_(std::move(calls))
 }
 
 std::size_t StepProgram::bytes() const {
-  return maps_ * sizeof(CUtensorMap) + phases_ * sizeof(Phase) + float_words_ * sizeof(FloatWord) +
-         words_ * sizeof(Word) + sizeof(Counters);
+  return layers_ * (2 * sizeof(CUtensorMap) + sizeof(LayerWeights)) + phases_ * sizeof(Phase) +
+         float_words_ * sizeof(FloatWord) + words_ * sizeof(Word) + sizeof(Counters);
 }
 
 cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_t>& behind, void* memory,
                              cudaGraphNode_t* node) const {
   const auto processors = static_cast<unsigned>(multiprocessors());
   auto* const first_map = static_cast<CUtensorMap*>(memory);
-  auto* const first_phase = reinterpret_cast<Phase*>(first_map + maps_);
+  auto* const first_layer = reinterpret_cast<LayerWeights*>(first_map + 2 * layers_);
+  auto* const first_phase = reinterpret_cast<Phase*>(first_layer + layers_);
   auto* const first_float_word = reinterpret_cast<FloatWord*>(first_phase + phases_);
   auto* const first_word = reinterpret_cast<Word*>(first_float_word + float_words_);
   auto* const counters = reinterpret_cast<Counters*>(first_word + words_);
 
   Handover handover(calls_, first_word);
   std::vector<CUtensorMap> maps;
+  std::vector<LayerWeights> layers;
   std::vector<Phase> phases;
   Layout layout{.stages = 0, .width = 0, .rows = 1, .tiles = 0};
   auto* float_word = first_float_word;
@@ -194,10 +195,9 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
     if (const auto* c = std::get_if<SkinnyCall>(&calls_[i])) {
       phase.kind = Phase::kLinear;
       auto& p = phase.linear;
-      p.call = *c, p.first_map = static_cast<int>(maps.size());
+      p.call = *c;
       place_tiles(p.call);
-      p.each = p.call.tiles / processors;
-      p.more = p.call.tiles % processors;
+      p.share = {p.call.tiles / processors, p.call.tiles % processors};
       for (int l = c->layers - 1; l >= 0; --l) {
         const auto* const next = l + 1 < c->layers ? &p.call.layer[l + 1] : nullptr;
         p.words[l].same_until = next == nullptr                          ? p.call.tiles
@@ -206,10 +206,12 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
       }
       layout.rows = std::max(layout.rows, c->rows), layout.width = std::max(layout.width, c->width);
       for (int l = 0; l < c->layers; ++l) {
-        const auto& layer = c->layer[l];
-        const int rows = layer.up != nullptr ? kTile / 2 : kTile;
+        const auto& layer = p.call.layer[l];
+        const int outputs = layer.up != nullptr ? kTile / 2 : kTile;
+        const unsigned end = l + 1 < c->layers ? p.call.layer[l + 1].first_tile : p.call.tiles;
+        layers.push_back({p.share, layer.first_tile, end, c->width, outputs});
         for (const auto* weights : {layer.weight, layer.up})
-          maps.push_back(weights != nullptr ? map_of(weights, layer.out, c->width, rows) : CUtensorMap{});
+          maps.push_back(weights != nullptr ? map_of(weights, layer.out, c->width, outputs) : CUtensorMap{});
         p.words[l].x = handover.find(layer.x, c->rows * c->width);
         p.words[l].add = handover.find(layer.add, c->rows * layer.out);
       }
@@ -251,7 +253,8 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
   const auto fill = [](void* to, const auto& from) {
     return cudaMemcpy(to, from.data(), from.size() * sizeof(from[0]), cudaMemcpyHostToDevice);
   };
-  for (const auto error : {cudaMemset(memory, 0, bytes()), fill(first_map, maps), fill(first_phase, phases)})
+  for (const auto error : {cudaMemset(memory, 0, bytes()), fill(first_map, maps), fill(first_layer, layers),
+                           fill(first_phase, phases)})
     if (error != cudaSuccess) return error;
 
   constexpr int kStatic = 1024;  // bytes of shared memory that the kernel has besides
@@ -260,11 +263,13 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
   layout.stages = room / (kStageBytes + 2 * static_cast<int>(sizeof(Barrier)));
   const auto shared = static_cast<std::size_t>(layout.bytes());
   allow_shared_memory(run, shared);
-  const Phase* phases_argument = first_phase;
-  const CUtensorMap* maps_argument = first_map;
-  int count = static_cast<int>(phases.size());
-  Counters* counters_argument = counters;
-  void* arguments[] = {&phases_argument, &maps_argument, &count, &counters_argument, &layout};
+  Program program{first_phase,
+                  first_layer,
+                  first_map,
+                  counters,
+                  static_cast<int>(phases.size()),
+                  static_cast<int>(layers.size())};
+  void* arguments[] = {&program, &layout};
   cudaGraphNodeParams params{};
   params.type = cudaGraphNodeTypeKernel;
   params.kernel.func = reinterpret_cast<void*>(run);

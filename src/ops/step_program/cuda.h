@@ -30,7 +30,7 @@ class StepProgram {
 
  private:
   std::vector<StepCall> calls_;
-  std::size_t maps_ = 0, phases_ = 0, float_words_ = 0, words_ = 0;  // that lie in the memory
+  std::size_t layers_ = 0, phases_ = 0, float_words_ = 0, words_ = 0;  // that lie in the memory
 };
 
 // While there is one, it notes what this thread adds to the graph that is being recorded.

@@ -18,9 +18,9 @@ struct Ring {
   int count;
   int at = 0, round = 0;
 
-  __device__ void next() {
-    ++at;
-    if (at == count) at = 0, ++round;
+  __device__ void advance(int stages) {
+    at += stages;
+    while (at >= count) at -= count, ++round;
   }
 };
 
@@ -42,8 +42,10 @@ struct Shared {
 // A block's share of a call's tiles.
 struct Tiles {
   unsigned first, end;
-  __device__ explicit Tiles(const LinearPhase& p)
-      : first(blockIdx.x * p.each + min(blockIdx.x, p.more)), end(first + p.each + (blockIdx.x < p.more)) {}
+  __device__ explicit Tiles(const Share& share) {
+    first = blockIdx.x * share.each + min(blockIdx.x, share.more);
+    end = first + share.each + (blockIdx.x < share.more);
+  }
 };
 
 // 16 outputs of a layer, from `first` on, or 8 of two products.
@@ -64,32 +66,61 @@ struct Tile {
   }
 };
 
-// By one thread: all weights of the block.
-__device__ inline void bring_weights(const Phase* phases, const CUtensorMap* maps, int count, Ring ring) {
+// The layer's, or no tiles behind the last one. On its way from here on, as parameters.
+__device__ inline LayerWeights read_weights(const Program& program, int layer) {
+  uint4 packs[2] = {};
+  if (layer < program.layer_count) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(packs[i].x), "=r"(packs[i].y), "=r"(packs[i].z), "=r"(packs[i].w)
+                   : "l"(reinterpret_cast<const uint4*>(program.layers + layer) + i));
+  }
+  return *reinterpret_cast<const LayerWeights*>(packs);
+}
+
+// By a warp: all weights of the block. A lane finds the block's tiles of a layer, long before they are to be
+// brought: a trip to memory between two layers would take as long as some stages.
+__device__ inline void bring_weights(const Program& program, Ring ring) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring arriving = ring;  // the oldest stage that may still be under way
   int under_way = 0;
-  for (int p = 0; p < count; ++p) {
-    if (phases[p].kind != Phase::kLinear) continue;
-    const SkinnyCall& c = phases[p].linear.call;
-    const Tiles tiles(phases[p].linear);
-    for (unsigned index = tiles.first; index < tiles.end; ++index) {
-      const Tile tile(c, index);
-      const CUtensorMap* const map = maps + phases[p].linear.first_map + 2 * (&tile.layer - c.layer);
-      const bool has_up = tile.layer.up != nullptr;
-      for (int block = 0; block * kBlock < c.width; block += kBlocks) {
-        if (under_way == kStagesInFlight) {
-          arriving.full[arriving.at].wait(arriving.round);
-          arriving.next();
-          --under_way;
+  LayerWeights next = read_weights(program, lane);
+  for (int first = 0; first < program.layer_count; first += 32) {
+    const LayerWeights own = next;
+    next = read_weights(program, first + 32 + lane);
+    const CUtensorMap* const own_maps = program.maps + 2 * (first + lane);
+    const Tiles tiles(own.share);
+    const unsigned own_begin = max(tiles.first, own.first_tile), own_end = min(tiles.end, own.end_tile);
+    for (unsigned left = __ballot_sync(~0u, own_begin < own_end); left != 0;) {
+      const int i = __ffs(static_cast<int>(left)) - 1;
+      left &= left - 1;
+      if (lane == __ffs(static_cast<int>(left)) - 1) {
+        prefetch_map(own_maps[0]);
+        if (own.outputs < kTile) prefetch_map(own_maps[1]);
+      }
+      const auto of_layer = [i](auto value) { return __shfl_sync(~0u, value, i); };
+      const unsigned begin = of_layer(own_begin), end = of_layer(own_end),
+                     first_tile = of_layer(own.first_tile);
+      const int width = of_layer(own.width), outputs = of_layer(own.outputs);
+      const CUtensorMap* const maps = program.maps + 2 * (first + i);
+      for (unsigned tile = begin; lane == 0 && tile < end; ++tile) {
+        const int row = static_cast<int>(tile - first_tile) * outputs;
+        for (int block = 0; block * kBlock < width; block += kBlocks) {
+          if (under_way == kStagesInFlight) {
+            arriving.full[arriving.at].wait(arriving.round);
+            arriving.advance(1);
+            --under_way;
+          }
+          ring.empty[ring.at].wait(ring.round - 1);
+          Barrier& full = ring.full[ring.at];
+          unsigned char* const stage = ring.stages + ring.at * kStageBytes;
+          full.arrive_expecting(kStageBytes);
+          copy_tile(stage, maps[0], row, block, full);
+          if (outputs < kTile) copy_tile(stage + kStageBytes / 2, maps[1], row, block, full);
+          ring.advance(1);
+          ++under_way;
         }
-        ring.empty[ring.at].wait(ring.round - 1);
-        Barrier& full = ring.full[ring.at];
-        unsigned char* const stage = ring.stages + ring.at * kStageBytes;
-        full.arrive_expecting(kStageBytes);
-        copy_tile(stage, map[0], tile.first, block, full);
-        if (has_up) copy_tile(stage + kStageBytes / 2, map[1], tile.first, block, full);
-        ring.next();
-        ++under_way;
       }
     }
   }
@@ -243,7 +274,7 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
   auto* const x = reinterpret_cast<Bfloat16*>(shared.work);
   const int width = c.width, rows = c.rows, pitch = layout.row_pitch(width), of_warp = rows * kSumsPitch;
   const Bfloat16* const x_row = x + g * pitch + 8 * t;
-  const Tiles tiles(phase);
+  const Tiles tiles(phase.share);
   unsigned input_until = 0;  // tiles whose input is in shared memory
   for (unsigned begin = tiles.first; begin < tiles.end;) {
     const auto layer = static_cast<int>(&Tile(c, begin).layer - c.layer);
@@ -279,7 +310,7 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
             high[u][i] = *reinterpret_cast<const uint4*>(chunk + high_half);
             if (g < rows && feature < width) b[u][i] = *reinterpret_cast<const uint4*>(x_row + feature);
           }
-          ring.next();
+          ring.advance(1);
         }
 #pragma unroll
         for (int u = 0; u < kStagesAtOnce; ++u) {

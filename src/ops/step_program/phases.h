@@ -1,4 +1,6 @@
 #pragma once
+#include <cuda.h>
+
 #include <cstdint>
 
 #include "ops/attention_step/cuda.h"
@@ -10,8 +12,8 @@
 namespace megalodon::ops::cuda::step_program {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;  // that compute
-// A warpgroup more, of which one thread brings weights, leaves its registers to those that compute.
-constexpr int kProducers = 128, kFewRegisters = 40, kManyRegisters = 232;
+// A warpgroup more, of which one warp brings weights, leaves registers to those that compute.
+constexpr int kProducers = 128, kFewRegisters = 56, kManyRegisters = 224;
 constexpr int kMostRows = 4;  // a tensor core's product has room for 8, but then this is no faster
 constexpr int kTile = kSkinnyTile;
 constexpr int kChunk = 32;  // features of a warp: 8 of each thread of a row
@@ -35,15 +37,27 @@ constexpr int kMostFeatures = 256;   // of a key
 using Word = std::uint32_t;
 using FloatWord = std::uint64_t;
 
+// Tiles of a call that a block has, and blocks that have one more.
+struct Share {
+  unsigned each, more;
+};
+
 struct LinearPhase {
   SkinnyCall call;
-  unsigned each, more;  // tiles of a block, and blocks that have one more
-  int first_map;        // of the weights: two for each layer
+  Share share;
   struct {
     const Word *x, *add;
     Word* y;
     unsigned same_until;  // the first tile whose input is another
   } words[kMostSkinnyLayers];
+};
+
+// What the warp that brings weights must know of a layer: its tiles are these of its call's.
+struct alignas(16) LayerWeights {
+  Share share;
+  unsigned first_tile, end_tile;
+  int width;
+  int outputs;  // of a tile: fewer where each is of two products
 };
 
 // The blocks of a head of a stream, kSplits for each group of columns, write what joined is its output.
@@ -79,6 +93,15 @@ struct alignas(16) Phase {
 // program, of which the last makes these two 0 again.
 struct Counters {
   unsigned runs, arrived, left;
+};
+
+// In device memory; two maps for each layer.
+struct Program {
+  const Phase* phases;
+  const LayerWeights* layers;
+  const CUtensorMap* maps;
+  Counters* counters;
+  int phase_count, layer_count;
 };
 
 struct Layout {
