@@ -189,6 +189,7 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
   std::vector<Phase> phases;
   Layout layout{.stages = 0, .width = 0, .rows = 1, .tiles = 0};
   auto* float_word = first_float_word;
+  unsigned first_block = 0;  // behind those that have a tile more of the call before
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     handover.begin_call(i);
     Phase phase{};
@@ -197,7 +198,8 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
       auto& p = phase.linear;
       p.call = *c;
       place_tiles(p.call);
-      p.share = {p.call.tiles / processors, p.call.tiles % processors};
+      p.share = {p.call.tiles / processors, p.call.tiles % processors, first_block};
+      first_block = (first_block + p.share.more) % processors;
       for (int l = c->layers - 1; l >= 0; --l) {
         const auto* const next = l + 1 < c->layers ? &p.call.layer[l + 1] : nullptr;
         p.words[l].same_until = next == nullptr                          ? p.call.tiles

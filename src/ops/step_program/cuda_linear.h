@@ -43,8 +43,9 @@ struct Shared {
 struct Tiles {
   unsigned first, end;
   __device__ explicit Tiles(const Share& share) {
-    first = blockIdx.x * share.each + min(blockIdx.x, share.more);
-    end = first + share.each + (blockIdx.x < share.more);
+    const unsigned block = blockIdx.x + (blockIdx.x < share.first ? gridDim.x : 0) - share.first;
+    first = block * share.each + min(block, share.more);
+    end = first + share.each + (block < share.more);
   }
 };
 
@@ -68,10 +69,11 @@ struct Tile {
 
 // The layer's, or no tiles behind the last one. On its way from here on, as parameters.
 __device__ inline LayerWeights read_weights(const Program& program, int layer) {
-  uint4 packs[2] = {};
+  constexpr int kPacks = sizeof(LayerWeights) / 16;
+  uint4 packs[kPacks] = {};
   if (layer < program.layer_count) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
+    for (int i = 0; i < kPacks; ++i)
       asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(packs[i].x), "=r"(packs[i].y), "=r"(packs[i].z), "=r"(packs[i].w)
                    : "l"(reinterpret_cast<const uint4*>(program.layers + layer) + i));

@@ -37,9 +37,9 @@ constexpr int kMostFeatures = 256;   // of a key
 using Word = std::uint32_t;
 using FloatWord = std::uint64_t;
 
-// Tiles of a call that a block has, and blocks that have one more.
+// Tiles of a call that a block has; so many blocks have one more, from `first` on and around.
 struct Share {
-  unsigned each, more;
+  unsigned each, more, first;
 };
 
 struct LinearPhase {
