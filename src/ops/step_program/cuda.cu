@@ -8,6 +8,7 @@
 #include "ops/step_program/cuda_items.h"
 #include "ops/step_program/cuda_linear.h"
 #include "ops/step_program/handover.h"
+#include "ops/step_program/order.h"
 
 // Decoding reads all weights once, in kernels so short that starting and ending them takes as long. Here a
 // block stays on each multiprocessor for the whole program. One of its threads has the copy engine bring the
@@ -98,6 +99,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1) run(const Program pr
     const Words words(__ldcg(&program.counters->runs) + 1);
     Attention::Place place;
     unsigned waits = 0;
+    int input = -1;
     for (int p = 0; p < program.phase_count; ++p) {
       const Phase& phase = shared.phases[p % kPhases];
       copy_phase(p + 2);
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1) run(const Program pr
       if (phase.waits) wait_for_all(program.counters, ++waits * gridDim.x);
       switch (phase.kind) {
         case Phase::kLinear:
-          linear(words, phase.linear, layout, shared, ring);
+          linear(words, phase.linear, layout, shared, ring, input);
           break;
         case Phase::kAttention:
           do_items(Attention(words, phase.attention, shared.work, place), Attention::items(phase.attention));
@@ -162,7 +164,7 @@ StepProgram::StepProgram(std::vector<StepCall> calls) : calls_(std::move(calls))
     for (const auto& output : outputs_of(call)) words_ += round_up(output.count);
     if (const auto* c = std::get_if<SkinnyCall>(&call)) layers_ += static_cast<std::size_t>(c->layers);
     if (const auto* a = std::get_if<AttentionStep<Bfloat16>>(&call)) {
-      ++phases_;
+      phases_ += 3;  // its join, and parts of the linear phase before it
       float_words_ += static_cast<std::size_t>(a->B * a->H * kSplits * (a->dv + 2));
     }
   }
@@ -184,12 +186,8 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
   auto* const counters = reinterpret_cast<Counters*>(first_word + words_);
 
   Handover handover(calls_, first_word);
-  std::vector<CUtensorMap> maps;
-  std::vector<LayerWeights> layers;
   std::vector<Phase> phases;
-  Layout layout{.stages = 0, .width = 0, .rows = 1, .tiles = 0};
   auto* float_word = first_float_word;
-  unsigned first_block = 0;  // behind those that have a tile more of the call before
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     handover.begin_call(i);
     Phase phase{};
@@ -197,25 +195,9 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
       phase.kind = Phase::kLinear;
       auto& p = phase.linear;
       p.call = *c;
-      place_tiles(p.call);
-      p.share = {p.call.tiles / processors, p.call.tiles % processors, first_block};
-      first_block = (first_block + p.share.more) % processors;
-      for (int l = c->layers - 1; l >= 0; --l) {
-        const auto* const next = l + 1 < c->layers ? &p.call.layer[l + 1] : nullptr;
-        p.words[l].same_until = next == nullptr                          ? p.call.tiles
-                                : has_same_input(p.call.layer[l], *next) ? p.words[l + 1].same_until
-                                                                         : next->first_tile;
-      }
-      layout.rows = std::max(layout.rows, c->rows), layout.width = std::max(layout.width, c->width);
       for (int l = 0; l < c->layers; ++l) {
-        const auto& layer = p.call.layer[l];
-        const int outputs = layer.up != nullptr ? kTile / 2 : kTile;
-        const unsigned end = l + 1 < c->layers ? p.call.layer[l + 1].first_tile : p.call.tiles;
-        layers.push_back({p.share, layer.first_tile, end, c->width, outputs});
-        for (const auto* weights : {layer.weight, layer.up})
-          maps.push_back(weights != nullptr ? map_of(weights, layer.out, c->width, outputs) : CUtensorMap{});
-        p.words[l].x = handover.find(layer.x, c->rows * c->width);
-        p.words[l].add = handover.find(layer.add, c->rows * layer.out);
+        p.words[l].x = handover.find(c->layer[l].x, c->rows * c->width);
+        p.words[l].add = handover.find(c->layer[l].add, c->rows * c->layer[l].out);
       }
       for (int l = 0; l < c->layers; ++l)
         p.words[l].y = handover.add(p.call.layer[l].y, c->rows * c->layer[l].out);
@@ -251,6 +233,25 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
     if (phase.kind != Phase::kAttention) continue;
     phase.kind = Phase::kJoin, phase.waits = false;
     phases.push_back(phase);
+  }
+  phases = fill_waits(phases);
+  share_tiles(phases, processors);
+
+  std::vector<CUtensorMap> maps;
+  std::vector<LayerWeights> layers;
+  Layout layout{.stages = 0, .width = 0, .rows = 1, .tiles = 0};
+  for (const auto& phase : phases) {
+    if (phase.kind != Phase::kLinear) continue;
+    const auto& [c, share, words] = phase.linear;
+    layout.rows = std::max(layout.rows, c.rows), layout.width = std::max(layout.width, c.width);
+    for (int l = 0; l < c.layers; ++l) {
+      const auto& layer = c.layer[l];
+      const int outputs = layer.up != nullptr ? kTile / 2 : kTile;
+      const unsigned end = l + 1 < c.layers ? c.layer[l + 1].first_tile : c.tiles;
+      layers.push_back({share, layer.first_tile, end, c.width, outputs});
+      for (const auto* weights : {layer.weight, layer.up})
+        maps.push_back(weights != nullptr ? map_of(weights, layer.out, c.width, outputs) : CUtensorMap{});
+    }
   }
   const auto fill = [](void* to, const auto& from) {
     return cudaMemcpy(to, from.data(), from.size() * sizeof(from[0]), cudaMemcpyHostToDevice);

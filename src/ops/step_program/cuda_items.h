@@ -68,7 +68,7 @@ class Attention {
     Bfloat16 *first_key_, *first_value_;  // of the head, in slot 0
   };
 
-  __device__ Attention(const Words& words, const AttentionPhase& phase, unsigned char* memory, Place& place)
+  __device__ Attention(const Words& words, const AttentionPhase& phase, float* memory, Place& place)
       : words_(words),
         place_(place),
         p_(phase),
@@ -77,7 +77,7 @@ class Attention {
         dv_(static_cast<int>(a_.dv)),
         heads_(static_cast<int>(a_.H)),
         thread_(static_cast<int>(threadIdx.x)),
-        query_(reinterpret_cast<float*>(memory)),
+        query_(memory),
         weight_(query_ + kMostFeatures),
         of_thread_(weight_ + kMostKeys),
         newest_(reinterpret_cast<Bfloat16*>(of_thread_ + kThreads * 8)) {

@@ -26,14 +26,14 @@ struct Ring {
 
 struct Shared {
   Phase* phases;  // the present one, the next and, on its way, the one behind
-  float* sums;    // [tiles, kWarps, rows, kSumsPitch]
-  unsigned char* work;
+  float* work;    // sums [tiles, kWarps, rows, kSumsPitch], or an attention's
+  Bfloat16* x;    // [rows, pitch]
   Ring ring;
 
   __device__ Shared(unsigned char* memory, const Layout& layout)
       : phases(reinterpret_cast<Phase*>(memory + layout.stages * (kStageBytes + 2 * sizeof(Barrier)))),
-        sums(reinterpret_cast<float*>(phases + kPhases)),
-        work(reinterpret_cast<unsigned char*>(sums + layout.sums())),
+        work(reinterpret_cast<float*>(phases + kPhases)),
+        x(reinterpret_cast<Bfloat16*>(work + layout.work() / 4)),
         ring{memory, reinterpret_cast<Barrier*>(memory + layout.stages * kStageBytes),
              reinterpret_cast<Barrier*>(memory + layout.stages * kStageBytes) + layout.stages,
              layout.stages} {}
@@ -265,26 +265,24 @@ class Output {
   bool is_there_;
 };
 
+// `input`: whose numbers x holds.
 __device__ inline void linear(const Words& words, const LinearPhase& phase, const Layout& layout,
-                              const Shared& shared, Ring& ring) {
+                              const Shared& shared, Ring& ring, int& input) {
   const SkinnyCall& c = phase.call;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int g = lane / 4, t = lane % 4;  // row of a fragment, and place in it
   // The tile's row that is the fragment's: those that are read at once lie in other banks.
   const int of_tile = g / 2 + g % 2 * 4;
   const int in_row = ((warp % 2 * 4 + t) ^ of_tile) * 16;
-  auto* const x = reinterpret_cast<Bfloat16*>(shared.work);
   const int width = c.width, rows = c.rows, pitch = layout.row_pitch(width), of_warp = rows * kSumsPitch;
-  const Bfloat16* const x_row = x + g * pitch + 8 * t;
+  const Bfloat16* const x_row = shared.x + g * pitch + 8 * t;
   const Tiles tiles(phase.share);
-  unsigned input_until = 0;  // tiles whose input is in shared memory
   for (unsigned begin = tiles.first; begin < tiles.end;) {
     const auto layer = static_cast<int>(&Tile(c, begin).layer - c.layer);
-    const unsigned same_until = phase.words[layer].same_until;
-    const unsigned end = min(min(tiles.end, same_until), begin + layout.tiles);
+    const auto& of_layer = phase.words[layer];
+    const unsigned end = min(min(tiles.end, of_layer.same_until), begin + layout.tiles);
     Output output(words, phase, begin, end - begin, thread);
-    if (begin >= input_until) read_input(words, phase, layer, x, pitch);
-    input_until = same_until;
+    if (input != of_layer.input) read_input(words, phase, layer, shared.x, pitch), input = of_layer.input;
 
     for (unsigned index = begin; index < end; ++index) {
       const bool has_up = Tile(c, index).layer.up != nullptr;
@@ -328,7 +326,7 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
         for (int u = 0; u < kStagesAtOnce; ++u)
           if (lane == 0 && slot[u] >= 0) ring.empty[slot[u]].arrive();
       }
-      float* const sums = shared.sums + (static_cast<int>(index - begin) * kWarps + warp) * of_warp;
+      float* const sums = shared.work + (static_cast<int>(index - begin) * kWarps + warp) * of_warp;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int row = 2 * t + j % 2;
@@ -340,7 +338,7 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
     }
     sync();
     const auto sums_of = [&](int place) {
-      return shared.sums + place / kTile / rows * kWarps * of_warp + place / kTile % rows * kSumsPitch +
+      return shared.work + place / kTile / rows * kWarps * of_warp + place / kTile % rows * kSumsPitch +
              place % kTile;
     };
     output.write(sums_of(thread), of_warp);

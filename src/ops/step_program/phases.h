@@ -48,6 +48,7 @@ struct LinearPhase {
   struct {
     const Word *x, *add;
     Word* y;
+    int input;            // its number: layers behind each other may have the same
     unsigned same_until;  // the first tile whose input is another
   } words[kMostSkinnyLayers];
 };
@@ -114,14 +115,13 @@ struct Layout {
   __host__ __device__ int sums() const { return static_cast<int>(tiles) * kWarps * rows * kSumsPitch; }
   // Elements; neighbouring rows lie 16 banks apart.
   __host__ __device__ int row_pitch(int features) const { return features + 32; }
-  // Bytes of what a phase works on: x, or an attention's.
+  // Bytes of what a phase works on: sums, or an attention's. x stays beside it.
   __host__ __device__ int work() const {
-    const int input = rows * row_pitch(width) * 2;
     const int attention = kMostFeatures * 6 + kMostKeys * 4 + kThreads * 8 * 4;
-    return input > attention ? input : attention;
+    return sums() * 4 > attention ? sums() * 4 : attention;
   }
   __host__ __device__ int fixed() const {
-    return kPhases * static_cast<int>(sizeof(Phase)) + sums() * 4 + work();
+    return kPhases * static_cast<int>(sizeof(Phase)) + work() + rows * row_pitch(width) * 2;
   }
   __host__ __device__ int bytes() const {
     return stages * (kStageBytes + 2 * static_cast<int>(sizeof(Barrier))) + fixed();
