@@ -4,7 +4,10 @@
 #include "ops/step_program/cuda_words.h"
 
 // Linear layers. A block makes some tiles of 16 outputs; its warps share the features. As the order of a
-// sum's terms is free, weights and x agree that a thread has 8 neighbouring features.
+// sum's terms is free, weights and x agree that a thread has 8 neighbouring features: four pairs of one
+// output, which are a fragment's registers as they are read. Of these the fragment's lower rows have the
+// second and the fourth, so that a row of x is two columns: its first and third pairs, and its second and
+// fourth.
 namespace megalodon::ops::cuda::step_program {
 
 struct alignas(16) Moments {
@@ -18,9 +21,8 @@ struct Ring {
   int count;
   int at = 0, round = 0;
 
-  __device__ void advance(int stages) {
-    at += stages;
-    while (at >= count) at -= count, ++round;
+  __device__ void advance() {
+    if (++at == count) at = 0, ++round;
   }
 };
 
@@ -111,7 +113,7 @@ __device__ inline void bring_weights(const Program& program, Ring ring) {
         for (int block = 0; block * kBlock < width; block += kBlocks) {
           if (under_way == kStagesInFlight) {
             arriving.full[arriving.at].wait(arriving.round);
-            arriving.advance(1);
+            arriving.advance();
             --under_way;
           }
           ring.empty[ring.at].wait(ring.round - 1);
@@ -120,7 +122,7 @@ __device__ inline void bring_weights(const Program& program, Ring ring) {
           full.arrive_expecting(kStageBytes);
           copy_tile(stage, maps[0], row, block, full);
           if (outputs < kTile) copy_tile(stage + kStageBytes / 2, maps[1], row, block, full);
-          ring.advance(1);
+          ring.advance();
           ++under_way;
         }
       }
@@ -128,8 +130,8 @@ __device__ inline void bring_weights(const Program& program, Ring ring) {
   }
 }
 
-// The rows of a layer's input, normalised, into `to` [rows, pitch]. Warps share a row where there are fewer
-// rows than warps.
+// The rows of a layer's input, normalised, into `to` [rows, pitch], of each 8 features the first and third
+// pair, then the others; zeros up to whole stages. Warps share a row where there are fewer rows than warps.
 __device__ inline void read_input(const Words& words, const LinearPhase& phase, int index, Bfloat16* to,
                                   int pitch) {
   __shared__ Moments of_warp[kWarps];
@@ -143,9 +145,14 @@ __device__ inline void read_input(const Words& words, const LinearPhase& phase, 
   const int packs = row < c.rows ? c.width / 8 : 0;
   const int first_of_row = row * c.width;
   Bfloat16* const own = to + row * pitch;
-  const auto get = [&](int i, float (&v)[8]) {
-    unpack<Bfloat16>(*reinterpret_cast<const uint4*>(own + i * 8), v);
+  const auto put = [&](int i, const uint4& pack) {
+    *reinterpret_cast<uint4*>(own + i * 8) = {pack.x, pack.z, pack.y, pack.w};
   };
+  const auto get = [&](int i, float (&v)[8]) {
+    const uint4 pack = *reinterpret_cast<const uint4*>(own + i * 8);
+    unpack<Bfloat16>(uint4{pack.x, pack.z, pack.y, pack.w}, v);
+  };
+  for (int i = packs + first; row < c.rows && i < whole_stages(c.width) / 8; i += step) put(i, {0, 0, 0, 0});
   const bool normalises = layer.norm != InputNorm::none;
   const auto read_norm = [&](int i, float (&weight)[8], float (&bias)[8]) {
     if (layer.norm_weight != nullptr) read_parameters(layer.norm_weight + i * 8, weight);
@@ -164,7 +171,7 @@ __device__ inline void read_input(const Words& words, const LinearPhase& phase, 
                  words.read_8(x, layer.x, first_of_row + other * 8, further);
     }
     const auto take = [&](int i, const uint4& pack) {
-      *reinterpret_cast<uint4*>(own + i * 8) = pack;
+      put(i, pack);
       unpack<Bfloat16>(pack, v);
 #pragma unroll
       for (int j = 0; j < 8; ++j) sum += v[j], squares += v[j] * v[j];
@@ -211,10 +218,50 @@ __device__ inline void read_input(const Words& words, const LinearPhase& phase, 
       get(i, v);
 #pragma unroll
       for (int j = 0; j < 8; ++j) v[j] = (v[j] - all_mean) * inverse * (1 + weight[j]) + bias[j];
-      store(v, own + i * 8);
+      uint4 pack;
+      store(v, reinterpret_cast<Bfloat16*>(&pack));
+      put(i, pack);
     }
   }
   sync();
+}
+
+// Multiplies a warp's part of some stages of a tile's weights, which begins at `place`, by x: sums of the
+// tile's upper and lower outputs.
+template <int kStages>
+__device__ inline void multiply_stages(Ring& ring, int place, int chunk_bytes, int half_bytes,
+                                       const Bfloat16* x, float (&upper)[kChunks][4],
+                                       float (&lower)[kChunks][4]) {
+  int slot[kStages];
+  uint4 a[kStages][kChunks][2];
+  uint2 b[kStages][kChunks];
+#pragma unroll
+  for (int u = 0; u < kStages; ++u) {
+    slot[u] = ring.at;
+    ring.full[ring.at].wait(ring.round);
+    const unsigned char* const stage = ring.stages + ring.at * kStageBytes + place;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      b[u][i] = *reinterpret_cast<const uint2*>(x + u * kStageFeatures + i * kWarps * kChunk);
+      a[u][i][0] = *reinterpret_cast<const uint4*>(stage + i * chunk_bytes);
+      a[u][i][1] = *reinterpret_cast<const uint4*>(stage + i * chunk_bytes + half_bytes);
+    }
+    ring.advance();
+  }
+#pragma unroll
+  for (int u = 0; u < kStages; ++u) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const auto [up, low] = a[u][i];
+      multiply_add(upper[i], {up.x, up.y, up.z, up.w}, b[u][i].x, b[u][i].y);
+      multiply_add(lower[i], {low.x, low.y, low.z, low.w}, b[u][i].x, b[u][i].y);
+    }
+  }
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+#pragma unroll
+    for (int u = 0; u < kStages; ++u) ring.empty[slot[u]].arrive();
+  }
 }
 
 // What joins a sum to make an output.
@@ -270,12 +317,13 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
                               const Shared& shared, Ring& ring, int& input) {
   const SkinnyCall& c = phase.call;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int g = lane / 4, t = lane % 4;  // row of a fragment, and place in it
+  const int g = lane / 4, t = lane % 4;  // row of a fragment and column of x, and place in it
   // The tile's row that is the fragment's: those that are read at once lie in other banks.
   const int of_tile = g / 2 + g % 2 * 4;
   const int in_row = ((warp % 2 * 4 + t) ^ of_tile) * 16;
   const int width = c.width, rows = c.rows, pitch = layout.row_pitch(width), of_warp = rows * kSumsPitch;
-  const Bfloat16* const x_row = shared.x + g * pitch + 8 * t;
+  // Columns that there are not are read as others, and not written.
+  const Bfloat16* const own_x = shared.x + min(g / 2, rows - 1) * pitch + warp * kChunk + 8 * t + 4 * (g % 2);
   const Tiles tiles(phase.share);
   for (unsigned begin = tiles.first; begin < tiles.end;) {
     const auto layer = static_cast<int>(&Tile(c, begin).layer - c.layer);
@@ -286,55 +334,25 @@ __device__ inline void linear(const Words& words, const LinearPhase& phase, cons
 
     for (unsigned index = begin; index < end; ++index) {
       const bool has_up = Tile(c, index).layer.up != nullptr;
-      const int block_bytes = (has_up ? 8 : 16) * 128, high_half = has_up ? kStageBytes / 2 : 8 * 128;
+      const int block_bytes = (has_up ? 8 : 16) * 128, half_bytes = has_up ? kStageBytes / 2 : 8 * 128;
       const int place = warp / 2 * block_bytes + of_tile * 128 + in_row;
-      float sum[2 * kChunks][4] = {};
+      float upper[kChunks][4] = {}, lower[kChunks][4] = {};
+      const auto multiply = [&]<int kStages>(int first) {
+        multiply_stages<kStages>(ring, place, kWarps / 2 * block_bytes, half_bytes, own_x + first, upper,
+                                 lower);
+      };
+      int first = 0;
 #pragma unroll 1
-      for (int first = 0; first < width; first += kStagesAtOnce * kStageFeatures) {
-        int slot[kStagesAtOnce];
-        uint4 low[kStagesAtOnce][kChunks], high[kStagesAtOnce][kChunks], b[kStagesAtOnce][kChunks];
-#pragma unroll
-        for (int u = 0; u < kStagesAtOnce; ++u) {
-          slot[u] = -1;
-#pragma unroll
-          for (int i = 0; i < kChunks; ++i) low[u][i] = high[u][i] = b[u][i] = {0, 0, 0, 0};
-          if (first + u * kStageFeatures >= width) continue;
-          slot[u] = ring.at;
-          ring.full[ring.at].wait(ring.round);
-          const unsigned char* const stage = ring.stages + ring.at * kStageBytes + place;
-#pragma unroll
-          for (int i = 0; i < kChunks; ++i) {
-            const unsigned char* const chunk = stage + i * kWarps / 2 * block_bytes;
-            const int feature = first + u * kStageFeatures + (i * kWarps + warp) * kChunk;
-            low[u][i] = *reinterpret_cast<const uint4*>(chunk);
-            high[u][i] = *reinterpret_cast<const uint4*>(chunk + high_half);
-            if (g < rows && feature < width) b[u][i] = *reinterpret_cast<const uint4*>(x_row + feature);
-          }
-          ring.advance(1);
-        }
-#pragma unroll
-        for (int u = 0; u < kStagesAtOnce; ++u) {
-#pragma unroll
-          for (int i = 0; i < kChunks; ++i) {
-            const uint4 l = low[u][i], h = high[u][i], v = b[u][i];
-            multiply_add(sum[2 * i], {l.x, h.x, l.y, h.y}, v.x, v.y);
-            multiply_add(sum[2 * i + 1], {l.z, h.z, l.w, h.w}, v.z, v.w);
-          }
-        }
-        __syncwarp();
-#pragma unroll
-        for (int u = 0; u < kStagesAtOnce; ++u)
-          if (lane == 0 && slot[u] >= 0) ring.empty[slot[u]].arrive();
-      }
+      for (; first + kStageFeatures < width; first += 2 * kStageFeatures)
+        multiply.template operator()<2>(first);
+      if (first < width) multiply.template operator()<1>(first);
+
       float* const sums = shared.work + (static_cast<int>(index - begin) * kWarps + warp) * of_warp;
+      float of_upper = 0, of_lower = 0;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int row = 2 * t + j % 2;
-        float all = 0;
-#pragma unroll
-        for (int i = 0; i < 2 * kChunks; ++i) all += sum[i][j];
-        if (row < rows) sums[row * kSumsPitch + of_tile + j / 2 * 8] = all;
-      }
+      for (int i = 0; i < kChunks; ++i)
+        of_upper += upper[i][0] + upper[i][3], of_lower += lower[i][0] + lower[i][3];
+      if (t < rows) sums[t * kSumsPitch + of_tile] = of_upper, sums[t * kSumsPitch + of_tile + 8] = of_lower;
     }
     sync();
     const auto sums_of = [&](int place) {

@@ -22,7 +22,9 @@ constexpr int kChunk = 32;  // features of a warp: 8 of each thread of a row
 constexpr int kBlock = 64, kBlocks = 8, kStageFeatures = kBlocks * kBlock;
 constexpr int kStageBytes = kTile * kStageFeatures * 2;
 constexpr int kChunks = kStageFeatures / (kWarps * kChunk);  // of a warp in a stage
-constexpr int kStagesAtOnce = 2;
+__host__ __device__ constexpr int whole_stages(int features) {
+  return (features + kStageFeatures - 1) / kStageFeatures * kStageFeatures;
+}
 // Of a block. As much as hides the memory's latency: what other warps read waits behind it.
 constexpr int kStagesInFlight = 2;
 constexpr int kMostSums = 16 << 10;  // bytes of sums that wait for each other, about
@@ -114,7 +116,7 @@ struct Layout {
   // Floats.
   __host__ __device__ int sums() const { return static_cast<int>(tiles) * kWarps * rows * kSumsPitch; }
   // Elements; neighbouring rows lie 16 banks apart.
-  __host__ __device__ int row_pitch(int features) const { return features + 32; }
+  __host__ __device__ int row_pitch(int features) const { return whole_stages(features) + 32; }
   // Bytes of what a phase works on: sums, or an attention's. x stays beside it.
   __host__ __device__ int work() const {
     const int attention = kMostFeatures * 6 + kMostKeys * 4 + kThreads * 8 * 4;
