@@ -381,25 +381,32 @@ class NormCema {
     const std::int64_t at = std::int64_t{b_} * a_.D + d_;
     const std::int64_t first = std::int64_t{b_} * a_.D + group_ * K_;
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    float x = 0, other = 0;  // of the thread's feature, and of the one that it takes to the moments
-    bool is_there = false;
-    while (!is_there) {
-      is_there = words_.read(phase_.x, a_.x, at, x) &
-                 (lane >= K_ || words_.read(phase_.x, a_.x, first + lane, other));
-    }
-    const float2 of_step = moments(first, other);
+    // Of the thread's feature, and of the one that it takes to the moments.
+    const auto ask = [&](std::int64_t i) { return words_.ask(phase_.x, a_.x, i); };
+    Word own = ask(at), other = ask(first + min(lane, K_ - 1));
+    // While they are on their way: the average without them, and what it has of the feature.
+    float rest = advance(h_, q_, p_, eta_, 0), gain = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) gain += eta_.re[j] * p_[j];
+    for (int offset = lanes_of(a_.N) / 2; offset > 0; offset /= 2)
+      rest += __shfl_xor_sync(~0u, rest, offset), gain += __shfl_xor_sync(~0u, gain, offset);
+    gain += omega_;
+    while (!(words_.is_new(own) && words_.is_new(other)))
+      own = ask(at), other = ask(first + min(lane, K_ - 1));
+    const float x = Words::value(own);
+    const float2 of_step = moments(first, Words::value(other));
     const double w = w_, distance = of_step.x - static_cast<double>(mean_);
     const double mean = mean_ + w * distance;
     const double var = (1 - w) * var_ + w * (of_step.y + (1 - w) * distance * distance);
     const float deviation = rsqrtf(static_cast<float>(var) + a_.eps);
     const Bfloat16 normal =
         from_float<Bfloat16>(static_cast<float>(x - mean) * deviation * (1 + weight_) + bias_);
-    const float input = to_float(normal);
-    float y = advance(h_, q_, p_, eta_, input);
-    if (has_components_) store_complex(h_, a_.h + at_h_);
-    for (int offset = lanes_of(a_.N) / 2; offset > 0; offset /= 2) y += __shfl_xor_sync(~0u, y, offset);
     if (is_first_) words_.write(phase_.normal, a_.normal, at, normal);
-    if (is_first_ && a_.N > 0) words_.write(phase_.y, a_.y, at, from_float<Bfloat16>(y + omega_ * input));
+    const float input = to_float(normal);
+    if (is_first_ && a_.N > 0) words_.write(phase_.y, a_.y, at, from_float<Bfloat16>(rest + gain * input));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) h_.re[j] += p_[j] * input;
+    if (has_components_) store_complex(h_, a_.h + at_h_);
     sync();  // all threads have read the statistics, which may be replaced
     if (threadIdx.x == 0) {
       const std::int64_t at_group = std::int64_t{b_} * a_.G + group_;
@@ -410,24 +417,24 @@ class NormCema {
 
  private:
   // Mean of the group's features and of the squares of their distances to it, by each warp for itself.
-  // `own`: the lane's feature.
+  // `own`: the lane's feature. Sums are of distances to the group's first feature, which is not far from the
+  // mean where the squares are small.
   __device__ float2 moments(std::int64_t first, float own) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const float scale = 1 / static_cast<float>(K_);
-    const auto further = [&](int i) {
+    const float scale = 1 / static_cast<float>(K_), middle = __shfl_sync(~0u, own, 0);
+    float sum = lane < K_ ? own - middle : 0, squares = sum * sum;
+#pragma unroll 1
+    for (int i = lane + 32; i < K_; i += 32) {
       float x = 0;
       while (!words_.read(phase_.x, a_.x, first + i, x)) {
       }
-      return x;
-    };
-    float sum = own;
-#pragma unroll 1
-    for (int i = lane + 32; i < K_; i += 32) sum += further(i);
-    const float mean = warp_sum(sum) * scale;
-    float squares = lane < K_ ? (own - mean) * (own - mean) : 0;
-#pragma unroll 1
-    for (int i = lane + 32; i < K_; i += 32) squares += (further(i) - mean) * (further(i) - mean);
-    return {mean, warp_sum(squares) * scale};
+      sum += x - middle, squares += (x - middle) * (x - middle);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+      sum += __shfl_xor_sync(~0u, sum, offset), squares += __shfl_xor_sync(~0u, squares, offset);
+    const float mean = sum * scale;
+    return {middle + mean, squares * scale - mean * mean};
   }
 
   const Words words_;
