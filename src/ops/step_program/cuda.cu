@@ -65,6 +65,12 @@ __device__ void wait_for_all(Counters* counters, unsigned arrivals) {
   sync();
 }
 
+__device__ void copy(const Words& words, const CopyPhase& phase) {
+  const auto first = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  for (std::int64_t i = first; i < phase.count; i += static_cast<int>(gridDim.x) * kThreads)
+    words.write(phase.to, nullptr, i, phase.from[i]);
+}
+
 __global__ void __launch_bounds__(kThreads + kProducers, 1) run(const Program program, const Layout layout) {
   if constexpr (kForHopper) {
     extern __shared__ __align__(1024) unsigned char memory[];
@@ -107,6 +113,9 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1) run(const Program pr
       if (thread == 0) atomicExch_block(&present, p);
       if (phase.waits) wait_for_all(program.counters, ++waits * gridDim.x);
       switch (phase.kind) {
+        case Phase::kCopy:
+          copy(words, phase.copy);
+          break;
         case Phase::kLinear:
           linear(words, phase.linear, layout, shared, ring, input);
           break;
@@ -159,9 +168,10 @@ bool StepProgram::takes(const StepCall& call) {
 }
 
 StepProgram::StepProgram(std::vector<StepCall> calls) : calls_(std::move(calls)) {
+  const Handover handover(calls_, nullptr);
+  words_ = static_cast<std::size_t>(handover.words()), phases_ = handover.copies().size();
   for (const auto& call : calls_) {
     ++phases_;
-    for (const auto& output : outputs_of(call)) words_ += round_up(output.count);
     if (const auto* c = std::get_if<SkinnyCall>(&call)) layers_ += static_cast<std::size_t>(c->layers);
     if (const auto* a = std::get_if<AttentionStep<Bfloat16>>(&call)) {
       phases_ += 3;  // its join, and parts of the linear phase before it
@@ -187,6 +197,8 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
 
   Handover handover(calls_, first_word);
   std::vector<Phase> phases;
+  for (const auto& copy : handover.copies())
+    phases.push_back({.kind = Phase::kCopy, .waits = false, .copy = copy});
   auto* float_word = first_float_word;
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     handover.begin_call(i);

@@ -193,17 +193,23 @@ class Attention {
                        value_at = std::int64_t{keys_.head} * dv_ + column_;
     const int pack_at = thread_ % 32 * 8;
     const bool has_pack = pack_at < dz_, has_pair = 2 * thread_ < dz_;
-    uint4 pack{0, 0, 0, 0}, value{0, 0, 0, 0};
-    float first = 0, second = 0;
+    Words::Eight pack{}, value{};
+    Word first_word = 0, second_word = 0;
     bool is_there = false;
     while (!is_there) {
-      is_there = (!has_pack || words_.read_8(p_.z, a_.z, z + pack_at, pack)) &
-                 (!has_pair || words_.read(p_.z, a_.z, z + 2 * thread_, first) &
-                                   words_.read(p_.z, a_.z, z + 2 * thread_ + 1, second)) &
-                 (!wants_value || words_.read_8(p_.v, a_.v, value_at, value));
+      if (has_pack) pack = Words::ask_8(p_.z + z + pack_at);
+      if (has_pair) {
+        first_word = Words::ask(p_.z + z + 2 * thread_);
+        second_word = Words::ask(p_.z + z + 2 * thread_ + 1);
+      }
+      if (wants_value) value = Words::ask_8(p_.v + value_at);
+      is_there = (!has_pack | words_.is_new(pack)) &
+                 (!has_pair | (words_.is_new(first_word) & words_.is_new(second_word))) &
+                 (!wants_value | words_.is_new(value));
     }
+    const float first = Words::value(first_word), second = Words::value(second_word);
     float v[8], squares = 0;
-    unpack<Bfloat16>(pack, v);
+    unpack<Bfloat16>(Words::value(pack), v);
 #pragma unroll
     for (int j = 0; j < 8; ++j) squares += v[j] * v[j];
     const float features = static_cast<float>(dz_);
@@ -219,7 +225,7 @@ class Attention {
       newest_[2 * thread_] = from_float<Bfloat16>(k.x), newest_[2 * thread_ + 1] = from_float<Bfloat16>(k.y);
     }
     sync();
-    return value;
+    return Words::value(value);
   }
   __device__ void score_keys(int count) {
     float q[8] = {};
@@ -298,26 +304,31 @@ class Join {
   __device__ void finish() {
     if (threadIdx.x >= kColumns || column_ >= dv_) return;
     const std::int64_t first = std::int64_t{head_} * kSplits, at = std::int64_t{head_} * dv_ + column_;
-    float gate, partial[kSplits], largest[kSplits], exponentials[kSplits];
+    Word gate;
+    FloatWord partial[kSplits], largest[kSplits], exponentials[kSplits];
     bool is_there = false;
     while (!is_there) {
-      is_there = words_.read(p_.gate, p_.call.gate, at, gate);
+      gate = Words::ask(p_.gate + at);
 #pragma unroll
       for (int i = 0; i < kSplits; ++i) {
-        is_there &= words_.read(p_.moments + 2 * (first + i), largest[i]) &
-                    words_.read(p_.moments + 2 * (first + i) + 1, exponentials[i]) &
-                    words_.read(p_.partial + (first + i) * dv_ + column_, partial[i]);
+        largest[i] = Words::ask(p_.moments + 2 * (first + i));
+        exponentials[i] = Words::ask(p_.moments + 2 * (first + i) + 1);
+        partial[i] = Words::ask(p_.partial + (first + i) * dv_ + column_);
       }
+      is_there = words_.is_new(gate);
+#pragma unroll
+      for (int i = 0; i < kSplits; ++i)
+        is_there &= words_.is_new(largest[i]) & words_.is_new(exponentials[i]) & words_.is_new(partial[i]);
     }
     float most = -INFINITY, sum = 0, total = 0;
 #pragma unroll
-    for (int i = 0; i < kSplits; ++i) most = fmaxf(most, largest[i]);
+    for (int i = 0; i < kSplits; ++i) most = fmaxf(most, Words::value(largest[i]));
 #pragma unroll
     for (int i = 0; i < kSplits; ++i) {
-      const float scale = __expf(largest[i] - most);
-      sum += scale * partial[i], total += scale * exponentials[i];
+      const float scale = __expf(Words::value(largest[i]) - most);
+      sum += scale * Words::value(partial[i]), total += scale * Words::value(exponentials[i]);
     }
-    words_.write(p_.o, p_.call.o, at, from_float<Bfloat16>(__fdividef(sum, total) * gate));
+    words_.write(p_.o, p_.call.o, at, from_float<Bfloat16>(__fdividef(sum, total) * Words::value(gate)));
   }
 
  private:
@@ -382,7 +393,7 @@ class NormCema {
     const std::int64_t first = std::int64_t{b_} * a_.D + group_ * K_;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     // Of the thread's feature, and of the one that it takes to the moments.
-    const auto ask = [&](std::int64_t i) { return words_.ask(phase_.x, a_.x, i); };
+    const auto ask = [&](std::int64_t i) { return Words::ask(phase_.x + i); };
     Word own = ask(at), other = ask(first + min(lane, K_ - 1));
     // While they are on their way: the average without them, and what it has of the feature.
     float rest = advance(h_, q_, p_, eta_, 0), gain = 0;
@@ -425,9 +436,9 @@ class NormCema {
     float sum = lane < K_ ? own - middle : 0, squares = sum * sum;
 #pragma unroll 1
     for (int i = lane + 32; i < K_; i += 32) {
-      float x = 0;
-      while (!words_.read(phase_.x, a_.x, first + i, x)) {
-      }
+      Word word = 0;
+      while (!words_.is_new(word)) word = Words::ask(phase_.x + first + i);
+      const float x = Words::value(word);
       sum += x - middle, squares += (x - middle) * (x - middle);
     }
 #pragma unroll

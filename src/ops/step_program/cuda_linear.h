@@ -161,24 +161,35 @@ __device__ inline void read_input(const Words& words, const LinearPhase& phase, 
   float weight[8] = {}, bias[8] = {}, v[8];
   if (normalises && first < packs) read_norm(first, weight, bias);
   float sum = 0, squares = 0;
+  const auto read = [&](auto at_once) {
+    constexpr int kAtOnce = at_once.value;
 #pragma unroll 1
-  for (int i = first; i < packs; i += 2 * step) {
-    const int other = i + step < packs ? i + step : i;
-    uint4 pack, further;
-    bool is_there = false;
-    while (!is_there) {
-      is_there = words.read_8(x, layer.x, first_of_row + i * 8, pack) &
-                 words.read_8(x, layer.x, first_of_row + other * 8, further);
-    }
-    const auto take = [&](int i, const uint4& pack) {
-      put(i, pack);
-      unpack<Bfloat16>(pack, v);
+    for (int i = first; i < packs; i += kAtOnce * step) {
+      Words::Eight found[kAtOnce];
+      bool is_there = false;
+      while (!is_there) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) sum += v[j], squares += v[j] * v[j];
-    };
-    take(i, pack);
-    if (other != i) take(other, further);
-  }
+        for (int u = 0; u < kAtOnce; ++u)
+          found[u] = Words::ask_8(x + first_of_row + (i + u * step < packs ? i + u * step : i) * 8);
+        is_there = true;
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) is_there &= words.is_new(found[u]);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (i + u * step >= packs) continue;
+        const uint4 pack = Words::value(found[u]);
+        put(i + u * step, pack);
+        unpack<Bfloat16>(pack, v);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum += v[j], squares += v[j] * v[j];
+      }
+    }
+  };
+  if (packs > step)
+    read(Width<2>{});
+  else
+    read(Width<1>{});
   if (normalises) {
     const bool centres = layer.norm == InputNorm::layer;
     // Packs of the warp: of each round of the row's warps 32, or those that are left.
@@ -283,14 +294,14 @@ class Output {
     index_ = static_cast<int>(&tile.layer - c.layer);
     at_ = row * tile.layer.out + out;
     if (tile.layer.bias != nullptr) bias_ = read_parameter(tile.layer.bias + out);
-    if (tile.layer.add != nullptr) added_ = words.ask(phase.words[index_].add, tile.layer.add, at_);
+    if (tile.layer.add != nullptr) added_ = Words::ask(phase.words[index_].add + at_);
   }
   // `sums`: of the first warp.
   __device__ void write(const float* sums, int of_warp) {
     if (!is_there_) return;
     const SkinnyLayer& layer = phase_.call.layer[index_];
     while (layer.add != nullptr && !words_.is_new(added_))
-      added_ = words_.ask(phase_.words[index_].add, layer.add, at_);
+      added_ = Words::ask(phase_.words[index_].add + at_);
     const bool has_up = layer.up != nullptr;
     float y = bias_, up = 0;
 #pragma unroll

@@ -10,48 +10,43 @@ __device__ inline void sync() {
   named_wait(1, kThreads);
 }
 
-// What phases hand over. A read succeeds when the number is there; several are asked for at once, again and
-// again, since each takes a trip to the second cache.
+// What phases hand over. Who reads asks for all that it needs, again and again until all of it is there, and
+// looks at none of it before it has asked for the rest, since each answer is a trip to the second cache.
 class Words {
  public:
+  struct Eight {
+    uint4 low, high;
+  };
+
   __device__ explicit Words(unsigned tag) : tag_(tag & 0xffff) {}
 
-  // 8 neighbours, from words if there are some, else from plain numbers, which are there.
-  __device__ bool read_8(const Word* words, const Bfloat16* plain, std::int64_t at, uint4& to) const {
-    if (words == nullptr) {
-      to = read_pack(plain + at);
-      return true;
-    }
-    const uint4 a = load_4(words + at), b = load_4(words + at + 4);
-    to = {pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w)};
-    return is_new(a.x) & is_new(a.y) & is_new(a.z) & is_new(a.w) & is_new(b.x) & is_new(b.y) & is_new(b.z) &
-           is_new(b.w);
+  __device__ static Word ask(const Word* word) {
+    Word found;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(word) : "memory");
+    return found;
   }
-  __device__ bool read(const Word* words, const Bfloat16* plain, std::int64_t at, float& to) const {
-    const Word word = ask(words, plain, at);
-    to = value(word);
-    return is_new(word);
-  }
-  // The same in steps, for who has something to do until the answer comes.
-  __device__ Word ask(const Word* words, const Bfloat16* plain, std::int64_t at) const {
-    if (words == nullptr)
-      return Word{__ldcg(reinterpret_cast<const unsigned short*>(plain + at))} << 16 | tag_;
-    Word word;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(words + at) : "memory");
-    return word;
-  }
-  __device__ bool is_new(Word word) const { return (word & 0xffff) == tag_; }
-  __device__ static float value(Word word) { return __uint_as_float(word & 0xffff0000u); }
-  __device__ bool read(const FloatWord* word, float& to) const {
+  __device__ static Eight ask_8(const Word* words) { return {load_4(words), load_4(words + 4)}; }
+  __device__ static FloatWord ask(const FloatWord* word) {
     FloatWord found;
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(word) : "memory");
-    to = __uint_as_float(static_cast<Word>(found >> 32));
-    return static_cast<Word>(found) == tag_;
+    return found;
   }
+  __device__ bool is_new(Word word) const { return (word & 0xffff) == tag_; }
+  __device__ bool is_new(const Eight& w) const {
+    return is_new(w.low.x) & is_new(w.low.y) & is_new(w.low.z) & is_new(w.low.w) & is_new(w.high.x) &
+           is_new(w.high.y) & is_new(w.high.z) & is_new(w.high.w);
+  }
+  __device__ bool is_new(FloatWord word) const { return static_cast<Word>(word) == tag_; }
+  __device__ static float value(Word word) { return __uint_as_float(word & 0xffff0000u); }
+  __device__ static uint4 value(const Eight& w) {
+    return {pair(w.low.x, w.low.y), pair(w.low.z, w.low.w), pair(w.high.x, w.high.y),
+            pair(w.high.z, w.high.w)};
+  }
+  __device__ static float value(FloatWord word) { return __uint_as_float(static_cast<Word>(word >> 32)); }
+  // In plain memory too, unless that is null.
   __device__ void write(Word* words, Bfloat16* plain, std::int64_t at, Bfloat16 value) const {
-    if (words != nullptr)
-      asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(words + at), "r"(Word{value.bits} << 16 | tag_)
-                   : "memory");
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(words + at), "r"(Word{value.bits} << 16 | tag_)
+                 : "memory");
     if (plain != nullptr) plain[at] = value;
   }
   __device__ void write(FloatWord* word, float value) const {

@@ -34,14 +34,20 @@ constexpr int kMostKeys = 1024;      // of a split
 constexpr int kAtOnce = 4;           // keys that a thread reads before it needs the first
 constexpr int kMostFeatures = 256;   // of a key
 
-// A number that one phase hands to a later one: a bfloat16 above the run's tag, or a float32 beside it. Null
-// where what is read was there before the program, and where nobody reads what is written.
+// A number that one phase hands to a later one: a bfloat16 above the run's tag, or a float32 beside it.
 using Word = std::uint32_t;
 using FloatWord = std::uint64_t;
 
 // Tiles of a call that a block has; so many blocks have one more, from `first` on and around.
 struct Share {
   unsigned each, more, first;
+};
+
+// What was there before the program becomes words.
+struct CopyPhase {
+  const Bfloat16* from;
+  Word* to;
+  std::int64_t count;
 };
 
 struct LinearPhase {
@@ -83,9 +89,10 @@ struct NormCemaPhase {
 
 constexpr int kPhases = 3;  // that are in shared memory
 struct alignas(16) Phase {
-  enum Kind : int { kLinear, kAttention, kJoin, kNormCema } kind;
+  enum Kind : int { kCopy, kLinear, kAttention, kJoin, kNormCema } kind;
   bool waits;  // until all blocks have ended all phases before
   union {
+    CopyPhase copy;
     LinearPhase linear;
     AttentionPhase attention;
     NormCemaPhase norm_cema;
