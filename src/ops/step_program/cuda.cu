@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads + kProducers, 1) run(const Program pr
           do_items(NormCema(words, phase.norm_cema), NormCema::items(phase.norm_cema));
           break;
       }
-      __pipeline_wait_prior(0);
+      __pipeline_wait_prior(1);  // the next phase is there
       sync();
     }
     if (thread == 0 && atomicAdd(&program.counters->left, 1) == gridDim.x - 1)

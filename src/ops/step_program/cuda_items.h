@@ -360,6 +360,8 @@ class NormCema {
           cuda::prefetch(h + i);
       if (i < components) cuda::prefetch(a.p + component + i);
     }
+    if (lane == 0)
+      cuda::prefetch(a.mean + item), cuda::prefetch(a.var + item), cuda::prefetch(a.count + item / G);
 #pragma unroll 1
     for (int i = lane * 32; i < K; i += 32 * 32) {
       cuda::prefetch(a.weight + d + i), cuda::prefetch(a.bias + d + i);
@@ -386,7 +388,7 @@ class NormCema {
     weight_ = __ldg(a_.weight + d_), bias_ = __ldg(a_.bias + d_);
     omega_ = a_.N > 0 ? __ldg(a_.omega + d_) : 0;
     mean_ = a_.mean[std::int64_t{b_} * G + group_], var_ = a_.var[std::int64_t{b_} * G + group_];
-    count_ = a_.count[b_], w_ = 1 / (static_cast<double>(count_) + 1);
+    count_ = a_.count[b_];
   }
   __device__ void finish() {
     const std::int64_t at = std::int64_t{b_} * a_.D + d_;
@@ -395,6 +397,7 @@ class NormCema {
     // Of the thread's feature, and of the one that it takes to the moments.
     const auto ask = [&](std::int64_t i) { return Words::ask(phase_.x + i); };
     Word own = ask(at), other = ask(first + min(lane, K_ - 1));
+    const double w = 1 / (static_cast<double>(count_) + 1);
     // While they are on their way: the average without them, and what it has of the feature.
     float rest = advance(h_, q_, p_, eta_, 0), gain = 0;
 #pragma unroll
@@ -406,7 +409,7 @@ class NormCema {
       own = ask(at), other = ask(first + min(lane, K_ - 1));
     const float x = Words::value(own);
     const float2 of_step = moments(first, Words::value(other));
-    const double w = w_, distance = of_step.x - static_cast<double>(mean_);
+    const double distance = of_step.x - static_cast<double>(mean_);
     const double mean = mean_ + w * distance;
     const double var = (1 - w) * var_ + w * (of_step.y + (1 - w) * distance * distance);
     const float deviation = rsqrtf(static_cast<float>(var) + a_.eps);
@@ -455,7 +458,6 @@ class NormCema {
   int group_, b_, d_;
   bool is_feature_, is_first_, has_components_;
   std::int64_t at_h_, count_;
-  double w_;
   float p_[4] = {}, weight_, bias_, omega_, mean_, var_;
   Complex4 q_, eta_, h_;
 };
