@@ -231,10 +231,11 @@ cudaError_t StepProgram::add(cudaGraph_t graph, const std::vector<cudaGraphNode_
       p.place = same == phases.end() ? static_cast<int>(i) : same->attention.place;
       // As many groups of columns as there are blocks for.
       const auto groups = [&](int threads) { return ceil_div(a.dv, threads * 8); };
-      p.column_threads = kThreads;
-      while (p.column_threads > 32 && a.B * a.H * kSplits * groups(p.column_threads / 2) <= processors)
-        p.column_threads /= 2;
-      p.groups = static_cast<int>(groups(p.column_threads));
+      while (8 << p.key_shift < a.dz) ++p.key_shift;
+      p.column_shift = 5;
+      while (1 << p.column_shift < kThreads && a.B * a.H * kSplits * groups(1 << p.column_shift) > processors)
+        ++p.column_shift;
+      p.groups = static_cast<int>(groups(1 << p.column_shift));
       p.partial = float_word, p.moments = p.partial + a.B * a.H * kSplits * a.dv;
       float_word = p.moments + 2 * a.B * a.H * kSplits;
       p.z = handover.find(a.z, a.B * a.H * a.dz), p.v = handover.find(a.v, a.B * a.H * a.dv);

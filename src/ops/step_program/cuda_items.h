@@ -37,23 +37,31 @@ class Attention {
   struct Place : Position {
     float2 turn;  // of the thread's pair
   };
-  // Head, columns, and the keys of the split.
+  struct Item {
+    int split, group, head, b, of_stream;  // the head, of all and of the stream's
+
+    Item() = default;
+    __device__ Item(const AttentionPhase& p, int item) : split(item % kSplits) {
+      const auto groups = static_cast<unsigned>(p.groups), heads = static_cast<unsigned>(p.call.H);
+      const unsigned of_head = static_cast<unsigned>(item) / kSplits, all = of_head / groups;
+      group = static_cast<int>(of_head - all * groups), head = static_cast<int>(all);
+      b = static_cast<int>(all / heads), of_stream = head - b * static_cast<int>(heads);
+    }
+  };
+  // The keys of a split.
   struct Keys {
-    int split, group, head, of_stream, begin, end;  // of_stream: keys that the query sees
+    int seen, begin, end;  // seen: of the stream, by the query
 
     Keys() = default;
-    __device__ Keys(const AttentionPhase& p, int item, const Position& position)
-        : split(item % kSplits),
-          group(item / kSplits % p.groups),
-          head(item / kSplits / p.groups),
-          of_stream(position.in_chunk + 1),
+    __device__ Keys(const AttentionPhase& p, const Item& item, const Position& position)
+        : seen(position.in_chunk + 1),
           first_slot_(position.first_slot),
           slots_(static_cast<int>(p.call.C)),
           key_step_(static_cast<int>(p.call.H * p.call.dz)),
           value_step_(static_cast<int>(p.call.H * p.call.dv)) {
-      const int share = (of_stream + kSplits - 1) / kSplits;
-      begin = min(split * share, of_stream), end = min(begin + share, of_stream);
-      const std::int64_t first = position.b * p.call.C * p.call.H + head % p.call.H;
+      const int share = (seen + kSplits - 1) / kSplits;
+      begin = min(item.split * share, seen), end = min(begin + share, seen);
+      const std::int64_t first = item.b * p.call.C * p.call.H + item.of_stream;
       first_key_ = p.call.ring_k + first * p.call.dz, first_value_ = p.call.ring_v + first * p.call.dv;
     }
     __device__ Bfloat16* key(int i) const { return first_key_ + slot(i) * key_step_; }
@@ -77,44 +85,47 @@ class Attention {
         dv_(static_cast<int>(a_.dv)),
         heads_(static_cast<int>(a_.H)),
         thread_(static_cast<int>(threadIdx.x)),
+        lanes_(1 << phase.key_shift),
+        lane_(thread_ & (lanes_ - 1)),
+        team_(thread_ >> phase.key_shift),
+        teams_(kThreads >> phase.key_shift),
+        row_(thread_ >> phase.column_shift),
+        rows_(kThreads >> phase.column_shift),
         query_(memory),
         weight_(query_ + kMostFeatures),
         of_thread_(weight_ + kMostKeys),
-        newest_(reinterpret_cast<Bfloat16*>(of_thread_ + kThreads * 8)) {
-    while (lanes_ * 8 < dz_) lanes_ *= 2;
-    lane_ = thread_ % lanes_, team_ = thread_ / lanes_, teams_ = kThreads / lanes_;
-    row_ = thread_ / p_.column_threads, rows_ = kThreads / p_.column_threads;
-  }
+        newest_(reinterpret_cast<Bfloat16*>(of_thread_ + kThreads * 8)) {}
 
   __device__ static int items(const AttentionPhase& p) {
     return static_cast<int>(p.call.B * p.call.H) * p.groups * kSplits;
   }
   // By a warp: the item's keys and values, into the second cache.
-  __device__ static void prefetch(const AttentionPhase& p, int item, Position& position) {
-    position.update(p, item / kSplits / p.groups / static_cast<int>(p.call.H));
+  __device__ static void prefetch(const AttentionPhase& p, int index, Position& position) {
+    const Item item(p, index);
+    position.update(p, item.b);
     const Keys keys(p, item, position);
     const int dz = static_cast<int>(p.call.dz), dv = static_cast<int>(p.call.dv);
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int of_key = (dz + 63) / 64, of_value = (p.column_threads * 8 + 63) / 64;  // lines
-    const int first_column = keys.group * p.column_threads * 8;
+    const int lane = static_cast<int>(threadIdx.x) % 32, width = 8 << p.column_shift;
+    const int of_key = (dz + 63) / 64, of_value = (width + 63) / 64;  // lines
+    const int first_column = item.group * width;
 #pragma unroll 1
     for (int i = keys.begin; i < keys.end; ++i) {
-      if (i % p.groups == keys.group && lane < of_key) cuda::prefetch(keys.key(i) + lane * 64);
+      if (i % p.groups == item.group && lane < of_key) cuda::prefetch(keys.key(i) + lane * 64);
       if (lane < of_value && first_column + lane * 64 < dv)
         cuda::prefetch(keys.value(i) + first_column + lane * 64);
     }
   }
   // Parameters, the turn of the thread's pair and the first keys.
   __device__ void prepare(int item) {
-    if (place_.update(p_, item / kSplits / p_.groups / heads_))
+    item_ = Item(p_, item);
+    if (place_.update(p_, item_.b))
       place_.turn = rotation(place_.in_chunk, rope_frequency(a_.log2_base, thread_, dz_));
-    keys_ = Keys(p_, item, place_);
-    column_ = (keys_.group * p_.column_threads + thread_ % p_.column_threads) * 8;
-    const int h = keys_.head % heads_;
+    keys_ = Keys(p_, item_, place_);
+    column_ = ((item_.group << p_.column_shift) + (thread_ & ((1 << p_.column_shift) - 1))) * 8;
     if (2 * thread_ < dz_) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::int64_t at = (i * a_.H + h) * dz_ + 2 * thread_;
+        const int at = (i * heads_ + item_.of_stream) * dz_ + 2 * thread_;
         gamma_[i] = {read_parameter(a_.gamma + at), read_parameter(a_.gamma + at + 1)};
         beta_[i] = {read_parameter(a_.beta + at), read_parameter(a_.beta + at + 1)};
       }
@@ -123,8 +134,7 @@ class Attention {
   }
   __device__ void finish() {
     if (keys_.begin < keys_.end) read_values(row_);
-    const bool has_newest = keys_.begin < keys_.end && keys_.end == keys_.of_stream,
-               has_column = column_ < dv_;
+    const bool has_newest = keys_.begin < keys_.end && keys_.end == keys_.seen, has_column = column_ < dv_;
     const int count = keys_.end - keys_.begin;
     const uint4 new_value = make_query_and_key(has_newest && has_column);
     score_keys(count);
@@ -141,7 +151,7 @@ class Attention {
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         const int i = begin + u * rows_;
-        if (keys_.begin + i == keys_.of_stream - 1) now[u] = new_value;
+        if (keys_.begin + i == keys_.seen - 1) now[u] = new_value;
         const float w = i < count ? __expf(weight_[i] - moments.x) : 0;
         float columns[8];
         unpack<Bfloat16>(now[u], columns);
@@ -151,23 +161,23 @@ class Attention {
     }
     store(sum, of_thread_ + thread_ * 8);
     sync();
-    const int width = p_.column_threads * 8;
-    const std::int64_t at = std::int64_t{keys_.head} * kSplits + keys_.split;
+    const int width = 8 << p_.column_shift;
+    const std::int64_t at = std::int64_t{item_.head} * kSplits + item_.split;
 #pragma unroll 1
-    for (int i = thread_; i < width && keys_.group * width + i < dv_; i += kThreads) {
+    for (int i = thread_; i < width && item_.group * width + i < dv_; i += kThreads) {
       float all = 0;
 #pragma unroll 4
       for (int r = 0; r < rows_; ++r) all += of_thread_[r * width + i];
-      words_.write(p_.partial + at * dv_ + keys_.group * width + i, all);
+      words_.write(p_.partial + at * dv_ + item_.group * width + i, all);
     }
-    if (keys_.group == 0 && thread_ == 0)
+    if (item_.group == 0 && thread_ == 0)
       words_.write(p_.moments + 2 * at, moments.x), words_.write(p_.moments + 2 * at + 1, moments.y);
     if (has_newest) {
-      if (keys_.group == 0 && thread_ * 8 < dz_)
-        *reinterpret_cast<uint4*>(keys_.key(keys_.of_stream - 1) + thread_ * 8) =
+      if (item_.group == 0 && thread_ * 8 < dz_)
+        *reinterpret_cast<uint4*>(keys_.key(keys_.seen - 1) + thread_ * 8) =
             *reinterpret_cast<const uint4*>(newest_ + thread_ * 8);
       if (row_ == 0 && has_column)
-        *reinterpret_cast<uint4*>(keys_.value(keys_.of_stream - 1) + column_) = new_value;
+        *reinterpret_cast<uint4*>(keys_.value(keys_.seen - 1) + column_) = new_value;
     }
     sync();  // all is read before a further item's query is made
   }
@@ -189,8 +199,8 @@ class Attention {
   // Each warp finds the deviation for itself. Returns the thread's columns of the new value, if it wants
   // them.
   __device__ uint4 make_query_and_key(bool wants_value) {
-    const std::int64_t z = std::int64_t{keys_.head} * dz_,
-                       value_at = std::int64_t{keys_.head} * dv_ + column_;
+    const std::int64_t z = std::int64_t{item_.head} * dz_,
+                       value_at = std::int64_t{item_.head} * dv_ + column_;
     const int pack_at = thread_ % 32 * 8;
     const bool has_pack = pack_at < dz_, has_pair = 2 * thread_ < dz_;
     Words::Eight pack{}, value{};
@@ -243,7 +253,7 @@ class Attention {
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         if (lane_ * 8 >= dz_) continue;
-        if (keys_.begin + begin + u * teams_ + team_ == keys_.of_stream - 1)
+        if (keys_.begin + begin + u * teams_ + team_ == keys_.seen - 1)
           now[u] = *reinterpret_cast<const uint4*>(newest_ + lane_ * 8);
         float features[8];
         unpack<Bfloat16>(now[u], features);
@@ -277,10 +287,11 @@ class Attention {
   const AttentionPhase& p_;
   const AttentionStep<Bfloat16>& a_;
   const int dz_, dv_, heads_, thread_;
-  float *query_, *weight_, *of_thread_;  // [kMostFeatures], [kMostKeys], [kThreads, 8]
-  Bfloat16* newest_;                     // key, [kMostFeatures]
-  int lanes_ = 1, lane_, team_, teams_;  // a team of threads takes a key, each 8 features of it
-  int row_, rows_;                       // of keys, for values
+  const int lanes_, lane_, team_, teams_;  // a team of threads takes a key, each 8 features of it
+  const int row_, rows_;                   // of keys, for values
+  float *query_, *weight_, *of_thread_;    // [kMostFeatures], [kMostKeys], [kThreads, 8]
+  Bfloat16* newest_;                       // key, [kMostFeatures]
+  Item item_;
   Keys keys_;
   int column_;
   float2 gamma_[2], beta_[2];  // gamma and beta for query and key
@@ -298,8 +309,10 @@ class Join {
     return static_cast<int>(p.call.B * p.call.H * ((p.call.dv + kColumns - 1) / kColumns));
   }
   __device__ void prepare(int item) {
-    const int of_head = (dv_ + kColumns - 1) / kColumns;
-    head_ = item / of_head, column_ = item % of_head * kColumns + static_cast<int>(threadIdx.x);
+    const auto of_head = static_cast<unsigned>((dv_ + kColumns - 1) / kColumns),
+               all = static_cast<unsigned>(item);
+    head_ = static_cast<int>(all / of_head);
+    column_ = static_cast<int>(all % of_head * kColumns + threadIdx.x);
   }
   __device__ void finish() {
     if (threadIdx.x >= kColumns || column_ >= dv_) return;

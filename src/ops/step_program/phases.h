@@ -72,7 +72,8 @@ struct alignas(16) LayerWeights {
 // The blocks of a head of a stream, kSplits for each group of columns, write what joined is its output.
 struct AttentionPhase {
   AttentionStep<Bfloat16> call;
-  int column_threads;  // that share a group's columns, 8 each; a power of two
+  // Threads that share a key's features, and a group's columns, 8 each: logarithms to base 2.
+  int key_shift, column_shift;
   int groups;
   int place;           // the same in all phases that have the same position, sizes and base
   FloatWord* partial;  // [B H, kSplits, dv], relative to the split's largest score
