@@ -610,22 +610,25 @@ void timestep_norm_forward(const TimestepNormShape& s, const TimestepNormForward
 template <class T>
 void timestep_norm_backward(const TimestepNormShape& s, const TimestepNormBackward<T>& a,
                             const TimestepNormAdded<T>& added, float* sums, cudaStream_t stream) {
-  const auto run = [&]<class B>(B) {
-    with_plan<B, T>(
-        s,
-        [&]<int V, Extent kExtent>(const Plan& plan) {
-          const auto launch = [&](auto kernel) {
-            const std::size_t shared = backward_bytes<B, T, V, kExtent>(plan);
-            allow_all_shared_memory(kernel, shared);
-            launch_step(clusters(s, plan, shared, stream), kernel, s, a, added, plan, sums);
-          };
+  with_plan<BackwardShape<64>, T>(
+      s,
+      [&]<int V, Extent kExtent>(const Plan& plan) {
+        const auto launch = [&](auto kernel) {
+          const std::size_t shared = backward_bytes<BackwardShape<64>, T, V, kExtent>(plan);
+          allow_all_shared_memory(kernel, shared);
+          launch_step(clusters(s, plan, shared, stream), kernel, s, a, added, plan, sums);
+        };
+        const auto launch_of = [&]<class B>(B) {
           added.first == nullptr    ? launch(backward<B, T, V, kExtent, 0>)
           : added.second == nullptr ? launch(backward<B, T, V, kExtent, 1>)
                                     : launch(backward<B, T, V, kExtent, 2>);
-        },
-        a.x, a.weight, a.dy, a.dx, added.first, added.second);
-  };
-  s.D / s.G <= 32 ? run(BackwardShape<32>{}) : run(BackwardShape<64>{});
+        };
+        if constexpr (kExtent == Extent::kRow) {
+          if (plan.K <= 32) return launch_of(BackwardShape<32>{});
+        }
+        launch_of(BackwardShape<64>{});
+      },
+      a.x, a.weight, a.dy, a.dx, added.first, added.second);
 }
 
 template void timestep_norm_forward(const TimestepNormShape&, const TimestepNormForward<float>&,
