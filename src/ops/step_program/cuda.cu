@@ -11,7 +11,7 @@
 #include "ops/step_program/order.h"
 
 // Decoding reads all weights once, in kernels so short that starting and ending them takes as long. Here a
-// block stays on each multiprocessor for the whole program. One of its threads has the copy engine bring the
+// block stays on each multiprocessor for the whole program. One of its warps has the copy engine bring the
 // block's weights of all phases into a ring in shared memory, in their order and as far ahead as there is
 // room; the others use them. No block waits for all others to end a phase: what phases hand over lies in
 // words that carry the number of the run beside the value, and who reads one waits until that is there.
