@@ -1,6 +1,9 @@
 #include <sys/file.h>
 #include <sys/resource.h>
 
+#include <map>
+#include <sstream>
+
 #include "base/json.h"
 #include "program.h"
 
@@ -252,6 +255,28 @@ TEST(Bench, DecodesAtEachSize) {
   traced.insert(traced.end(), {"--profile", "--trace", (f / "trace.json").string()});
   expect_refusal(f, traced, 2, {"--batch", "one trace"});
   EXPECT_EQ(read_file(f / "trace.json"), "of before");
+}
+
+TEST(Bench, CountsTheWorkOfEachPass) {
+  const TemporaryFolder f;
+  const auto outcome = run(f, {"bench", "ops", "--batch", "1", "--context", "64", "--dim", "64", "--device",
+                               "cpu", "--repeats", "1", "--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  std::map<std::string, double> work;
+  std::istringstream lines(outcome.out);
+  for (std::string line; std::getline(lines, line);) {
+    const auto figure = Json::parse(line);
+    work[figure["name"]] = figure["rate"].get<double>() * figure["seconds"].get<double>();
+  }
+  const auto expect_work = [&](const std::string& name, double forward, double backward) {
+    EXPECT_NEAR(work[name + " forward bfloat16"] / forward, 1, 1e-9) << name;
+    EXPECT_NEAR(work[name + " backward bfloat16"] / backward, 1, 1e-9) << name;
+    EXPECT_NEAR(work[name + " forward + backward bfloat16"] / (forward + backward), 1, 1e-9) << name;
+  };
+  const double bytes = 64 * 64 * 2, pairs = 64 * 65 / 2.0;  // of x; queries with keys
+  expect_work("cema 64", 2 * bytes, 3 * bytes);
+  expect_work("timestep_norm 64", 2 * bytes, 3 * bytes);
+  expect_work("attention 256/2048 chunk 2048", 2 * 2 * pairs * (256 + 2048), 4 * 2 * pairs * (256 + 2048));
 }
 
 // A limit on file sizes stands for a full disk: the write fails part of the way.
