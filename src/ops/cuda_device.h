@@ -132,6 +132,13 @@ void allow_shared_memory(Kernel kernel, std::size_t bytes) {
   if (bytes > 32 * 1024)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
+// The same of a kernel whose blocks shall fill a multiprocessor: all of its memory is to be shared memory.
+template <class Kernel>
+void allow_all_shared_memory(Kernel kernel, std::size_t bytes) {
+  allow_shared_memory(kernel, bytes);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
+}
 
 __device__ inline float warp_sum(float x) {
 #pragma unroll

@@ -31,15 +31,15 @@ __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// A barrier of a cluster in two parts; before Hopper a block is its own cluster. What the cluster's threads
-// wrote to their blocks' shared memory before they arrived, they read of each other's after the wait. (By
-// default a barrier of a cluster waits for what was written to global memory too.)
-// Relaxed, nothing was written that others read.
+// Arrives at the barrier below where nothing was written that others read.
 __device__ inline void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
 }
+// A barrier of a cluster in two parts; before Hopper a block is its own cluster. What the cluster's threads
+// wrote to their blocks' shared memory before they arrived, they read of each other's after the wait. (By
+// default a barrier of a cluster waits for what was written to global memory too.)
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");

@@ -350,11 +350,9 @@ void attention_step(const AttentionStep<T>& a, cudaStream_t stream) {
   const auto set = [&](int count) {
     threads = count;
     shared = static_cast<std::size_t>(threads) * ((kSlots + 2) * sizeof(uint4) + V * sizeof(float));
-    allow_shared_memory(attend<T, V>, shared);
+    allow_all_shared_memory(attend<T, V>, shared);
     places = resident_blocks(attend<T, V>, static_cast<unsigned>(threads), shared);
   };
-  cudaFuncSetAttribute(attend<T, V>, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       cudaSharedmemCarveoutMaxShared);
   set(most_shared_memory() >= kLarge ? kMostThreads : kMostThreads / 2);
   if (heads > places) set(kMostThreads / 2);
   // As few columns a block as all blocks at once allow, but lines.

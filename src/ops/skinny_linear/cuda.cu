@@ -107,9 +107,7 @@ struct Tile {
   int outputs, first;
 
   __device__ Tile(const SkinnyCall& c, unsigned index) {
-    int i = 0;
-    while (i + 1 < c.layers && index >= c.layer[i + 1].first_tile) ++i;
-    layer = &c.layer[i];
+    layer = &c.layer[layer_of(c, index)];
     outputs = layer->up != nullptr ? kTile / 2 : kTile;
     first = static_cast<int>(index - layer->first_tile) * outputs;
   }

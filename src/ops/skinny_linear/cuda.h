@@ -40,6 +40,12 @@ inline void place_tiles(SkinnyCall& call, int tile = kSkinnyTile) {
     call.tiles += static_cast<unsigned>((layer.out + outputs - 1) / outputs);
   }
 }
+// The layer whose tile it is.
+__host__ __device__ inline int layer_of(const SkinnyCall& call, unsigned tile) {
+  int i = 0;
+  while (i + 1 < call.layers && tile >= call.layer[i + 1].first_tile) ++i;
+  return i;
+}
 void skinny_linear(SkinnyCall call, cudaStream_t stream);
 
 // The same of up to kMostSkinnyRows rows, without norms; weights lie at multiples of 16 bytes.

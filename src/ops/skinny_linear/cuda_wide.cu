@@ -313,14 +313,11 @@ void wide_products(SkinnyCall call, cudaStream_t stream) {
   }
   wide.call = call;
   // A block for each multiprocessor, or some more.
-  const int processors = static_cast<int>(multiprocessors()), tiles = static_cast<int>(call.tiles),
-            stages = (call.width + kDepth - 1) / kDepth;
-  const int split = std::min({(processors + tiles - 1) / tiles, kMostSplit, stages});
+  const int stages = static_cast<int>(ceil_div(call.width, kDepth)),
+            split = std::min({static_cast<int>(ceil_div(multiprocessors(), call.tiles)), kMostSplit, stages});
   wide.stages = stages / split, wide.more = stages % split;
   const auto kernel = products_of(std::make_integer_sequence<int, kMostSplit>{}, split);
-  allow_shared_memory(kernel, sizeof(Shared));
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       cudaSharedmemCarveoutMaxShared);
+  allow_all_shared_memory(kernel, sizeof(Shared));
   const auto cluster = static_cast<unsigned>(split);
   launch_step({dim3(call.tiles, 1, cluster), kThreads, sizeof(Shared), stream, cluster}, kernel, wide);
 }

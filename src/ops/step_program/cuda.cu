@@ -168,7 +168,7 @@ bool StepProgram::takes(const StepCall& call) {
 }
 
 StepProgram::StepProgram(std::vector<StepCall> calls) : calls_(std::move(calls)) {
-  const Handover handover(calls_, nullptr);
+  const Handover handover(calls_);
   words_ = static_cast<std::size_t>(handover.words()), phases_ = handover.copies().size();
   for (const auto& call : calls_) {
     ++phases_;

@@ -57,16 +57,9 @@ struct Tile {
   int outputs, first;
 
   __device__ Tile(const SkinnyCall& c, unsigned index)
-      : layer(find(c, index)),
+      : layer(c.layer[layer_of(c, index)]),
         outputs(layer.up != nullptr ? kTile / 2 : kTile),
         first(static_cast<int>(index - layer.first_tile) * outputs) {}
-
- private:
-  __device__ static const SkinnyLayer& find(const SkinnyCall& c, unsigned index) {
-    int i = 0;
-    while (i + 1 < c.layers && index >= c.layer[i + 1].first_tile) ++i;
-    return c.layer[i];
-  }
 };
 
 // The layer's, or no tiles behind the last one. On its way from here on, as parameters.

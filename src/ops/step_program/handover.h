@@ -50,7 +50,8 @@ inline std::vector<Numbers> outputs_of(const StepCall& call) {
 // What the calls of a program leave to each other, by the memory where their outputs would be.
 class Handover {
  public:
-  Handover(const std::vector<StepCall>& calls, Word* words) : next_(words) {
+  // Without words it says how many there have to be.
+  explicit Handover(const std::vector<StepCall>& calls, Word* words = nullptr) : first_word_(words) {
     for (std::size_t i = 0; i < calls.size(); ++i) {
       for (const auto& [plain, count] : inputs_of(calls[i])) {
         const Range read = range(plain, 2 * count);
@@ -90,7 +91,7 @@ class Handover {
     const Made* const made = find_made(wanted);
     if (made == nullptr || !made->range.contains(wanted))
       throw std::runtime_error("[step_program] an input reaches beyond the output that it is part of");
-    return made->words + (wanted.begin - made->range.begin) / 2;
+    return word(made->first_word + static_cast<std::int64_t>(wanted.begin - made->range.begin) / 2);
   }
   // Words for what the call makes. Plain numbers that a later call replaces need not be written.
   Word* add(Bfloat16*& plain, std::int64_t count) {
@@ -110,7 +111,7 @@ class Handover {
   };
   struct Made {
     Range range;
-    Word* words;
+    std::int64_t first_word;
   };
   static Range range(const void* from, std::int64_t bytes) {
     const auto begin = reinterpret_cast<std::uintptr_t>(from);
@@ -127,16 +128,17 @@ class Handover {
     return nullptr;
   }
   Word* give_words(const Range& made, std::int64_t count) {
-    made_.push_back({made, next_});
-    next_ += round_up(count);
-    return made_.back().words;
+    made_.push_back({made, given_});
+    given_ += round_up(count);
+    return word(made_.back().first_word);
   }
+  Word* word(std::int64_t i) const { return first_word_ == nullptr ? nullptr : first_word_ + i; }
 
   std::vector<Output> outputs_;  // of all calls
   std::vector<CopyPhase> copies_;
   std::vector<Made> made_;  // so far
-  Word* next_;
-  std::int64_t words_ = 0;
+  Word* first_word_;
+  std::int64_t given_ = 0, words_ = 0;
   std::size_t call_ = 0;
 };
 

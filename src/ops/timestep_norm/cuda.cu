@@ -547,12 +547,6 @@ StepLaunch clusters(const TimestepNormShape& s, const Plan& plan, std::size_t sh
   const auto blocks = static_cast<unsigned>(plan.blocks);
   return {dim3(grid_size(s.B * plan.slices), 1, blocks), 32u << plan.warp_bits, shared, stream, blocks};
 }
-template <class Kernel>
-void allow_all_shared_memory(Kernel kernel, std::size_t bytes) {
-  allow_shared_memory(kernel, bytes);
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       cudaSharedmemCarveoutMaxShared);
-}
 
 // Clusters of 0, 1, ... blocks that run at once, kBlocks on a multiprocessor.
 using MostClusters = std::array<int, 9>;
