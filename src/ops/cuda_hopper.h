@@ -71,6 +71,22 @@ __device__ inline void copy_tile_back(const CUtensorMap& map, int row, int block
   copy_box_back(map, 0, row, block, from);
 }
 
+// `bytes` from `from` on to the second cache, both multiples of 16.
+__device__ inline void prefetch_bytes(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+// Where a number of stages that follow one another in a ring goes, and its phase of the barriers there.
+template <int kStages>
+struct RingPlace {
+  int stage, phase;
+
+  __device__ explicit RingPlace(int number) : stage(number % kStages), phase(number / kStages) {}
+  __device__ void advance() {
+    if (++stage == kStages) stage = 0, ++phase;
+  }
+};
+
 // A matrix in shared memory as wgmma takes it, with the 16 numbers in depth that begin at 16 `step` of a tile
 // of 64. Its rows are the tile's rows (64 in depth each); transposed, they are the tile's columns, and
 // further 64 columns are in the next tile of 64 rows.

@@ -77,17 +77,6 @@ struct Tile {
   }
 };
 
-// A place in the ring.
-template <int kStages>
-struct Cursor {
-  int stage, phase;
-
-  __device__ explicit Cursor(int number) : stage(number % kStages), phase(number / kStages) {}
-  __device__ void advance() {
-    if (++stage == kStages) stage = 0, ++phase;
-  }
-};
-
 // The weight's columns of a tile, 64 in depth from 64 k on.
 template <class C>
 __device__ void copy_weight(const Work& work, char* to, int column, int k, Barrier& full) {
@@ -112,17 +101,17 @@ __device__ void copy_for_products(const Work& work, char* resident, char* stages
     for (int k = 0; k < work.depth; ++k)
       copy_weight<C>(work, resident + k * C::kWeightBytes, tile.column, k, shared.resident);
   }
-  Cursor<C::kStages> cursor(0);
+  RingPlace<C::kStages> place(0);
   for (int i = 0; tile.find(i); ++i) {
 #pragma unroll 1
     for (int k = 0; k < work.depth; ++k) {
-      Barrier& full = shared.full[cursor.stage];
-      shared.empty[cursor.stage].wait(cursor.phase + 1);
+      Barrier& full = shared.full[place.stage];
+      shared.empty[place.stage].wait(place.phase + 1);
       full.arrive_expecting(C::kStageBytes);
-      char* const to = stages + cursor.stage * C::kStageBytes;
+      char* const to = stages + place.stage * C::kStageBytes;
       copy_tile(to, work.x, tile.row * C::kRows, k, full);
       if constexpr (!C::kResident) copy_weight<C>(work, to + C::kRowsBytes, tile.column, k, full);
-      cursor.advance();
+      place.advance();
     }
   }
 }
@@ -365,13 +354,13 @@ __device__ void multiply_and_finish(const Work& work, const char* resident, cons
   for (int i = warpgroup, n = 0; tile.find(i); i += 2, ++n) {
     if (C::kResident && n == 0) shared.resident.wait(0);
     float d[C::kHalves][C::kColumns / 2];
-    Cursor<C::kStages> cursor(i * work.depth);
+    RingPlace<C::kStages> place(i * work.depth);
     int previous = 0;
     // In turns: then a barrier's phase before the one that is waited for is over, as a wait needs.
     named_wait(1 + warpgroup, kMultiplying);
     for (int k = 0; k < work.depth; ++k) {
-      shared.full[cursor.stage].wait(cursor.phase);
-      const char* const rows = stages + cursor.stage * C::kStageBytes;
+      shared.full[place.stage].wait(place.phase);
+      const char* const rows = stages + place.stage * C::kStageBytes;
       const char* const weight = C::kResident ? resident + k * C::kWeightBytes : rows + C::kRowsBytes;
       products_begin();
 #pragma unroll
@@ -387,8 +376,8 @@ __device__ void multiply_and_finish(const Work& work, const char* resident, cons
         products_wait<1>();
         release(previous);
       }
-      previous = cursor.stage;
-      cursor.advance();
+      previous = place.stage;
+      place.advance();
     }
     named_arrive(2 - warpgroup, kMultiplying);
     products_wait<0>();
