@@ -25,9 +25,13 @@ double embedding_range(const LlamaConfig& c) {
   return c.embedding_initializer_range > 0 ? c.embedding_initializer_range : c.initializer_range;
 }
 
-ops::AddRmsNorm norm(const Residual& r, const at::Tensor& factor, const LlamaConfig& c,
+NormInput norm_input(const Residual& r, const at::Tensor& factor, const LlamaConfig& c,
                      at::ScalarType compute_type) {
-  return ops::add_rms_norm(r.x, r.added, factor, c.rms_norm_eps, compute_type);
+  return {r.x, r.added, factor, c.rms_norm_eps, compute_type};
+}
+
+ops::AddRmsNorm norm(const NormInput& input) {
+  return ops::add_rms_norm(input.x, input.added, input.factor, input.eps, input.type);
 }
 
 at::Tensor last(const at::Tensor& x) {  // of the positions, dimension 1
@@ -65,33 +69,46 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
 }
 
 Residual LlamaBlock::operator()(const Residual& residual, const Place& place, bool last_only) const {
-  const auto [x, u] = norm(residual, input_norm, c, place.compute_type);  // [B, L, D]
-  const auto mixed = drop(project(attention(u, place, last_only), wo), c.dropout, place.dropout);
-  const auto [h, v] = norm({last_only ? last(x) : x, mixed}, post_norm, c, place.compute_type);
-  const auto [a, b, hidden] = project_for_swiglu(v, gate, up);  // [B, L, F]
+  const auto input = norm_input(residual, input_norm, c, place.compute_type);
+  const auto [x, mixed] = last_only ? attention_of_last(input, place) : attention(input, place);  // [B, L, D]
+  const Residual then{x, drop(project(mixed, wo), c.dropout, place.dropout)};
+  const auto [h, inputs] =
+      norm_and_project_for_swiglu(norm_input(then, post_norm, c, place.compute_type), gate, up);
+  const auto& [a, b, hidden] = inputs;  // [B, L, F]
   const auto out = project_swiglu(a, b, down, Drop(0, nullptr), {.hidden = hidden, .keeps_hidden = true});
   return {h, drop(out, c.dropout, place.dropout)};
 }
 
-at::Tensor LlamaBlock::attention(const at::Tensor& u, const Place& place, bool last_only) const {
-  const int64_t d = c.head_dim;
-  const auto heads = [&](const at::Tensor& x) { return x.unflatten(-1, {-1, d}); };
-  const auto turned = [&](const at::Tensor& x, const at::Tensor& start) {
-    return c.position_embedding == "rope" ? ops::rope(heads(x), start, 0, c.rope_theta) : heads(x);
-  };
-  const auto projected = last_only ? project(u, {{wk}, {wv}}) : project(u, {{wk}, {wv}, {wq}});
-  auto k = turned(projected[0], place.start), v = heads(projected[1]);  // [B, L, Hkv, d]
-  auto here = place;
-  if (last_only) {  // the keys before the last join the state; the last query, key and value go on from there
-    const int64_t before = u.size(1) - 1;
-    store({place.state->layer(layer, "k"), place.state->layer(layer, "v")},
-          {k.narrow(1, 0, before), v.narrow(1, 0, before)}, place);
-    here = place.after(before);
-    k = last(k);
-    v = last(v);
-  }
-  const auto q = turned(last_only ? project(last(u), wq) : projected[2], here.start);  // [B, L, H, d]
-  return attend(q, k, v, {.scale = 1 / std::sqrt(static_cast<double>(d))}, c.attention_dropout, here, layer);
+at::Tensor LlamaBlock::heads(const at::Tensor& x) const {
+  return x.unflatten(-1, {-1, c.head_dim});
+}
+
+at::Tensor LlamaBlock::turned(const at::Tensor& x, const at::Tensor& start) const {
+  return c.position_embedding == "rope" ? ops::rope(heads(x), start, 0, c.rope_theta) : heads(x);
+}
+
+LlamaBlock::Attended LlamaBlock::attention(const NormInput& input, const Place& place) const {
+  const auto [x, projected] = norm_and_project(input, {{wk}, {wv}, {wq}});
+  const auto k = turned(projected[0], place.start), v = heads(projected[1]);  // [B, L, Hkv, d]
+  return {x, attend(turned(projected[2], place.start), k, v, place)};
+}
+
+LlamaBlock::Attended LlamaBlock::attention_of_last(const NormInput& input, const Place& place) const {
+  const auto [x, u] = norm(input);
+  const auto projected = project(u, {{wk}, {wv}});
+  const auto k = turned(projected[0], place.start), v = heads(projected[1]);
+  // The keys before the last join the state; the last query, key and value go on from there.
+  const int64_t before = u.size(1) - 1;
+  store({place.state->layer(layer, "k"), place.state->layer(layer, "v")},
+        {k.narrow(1, 0, before), v.narrow(1, 0, before)}, place);
+  const auto here = place.after(before);
+  return {last(x), attend(turned(project(last(u), wq), here.start), last(k), last(v), here)};
+}
+
+at::Tensor LlamaBlock::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                              const Place& place) const {
+  return model::attend(q, k, v, {.scale = 1 / std::sqrt(static_cast<double>(c.head_dim))},
+                       c.attention_dropout, place, layer);
 }
 
 Llama::Llama(const LlamaConfig& config, const std::vector<uint64_t>& seeds, bool initialise)
@@ -117,7 +134,7 @@ at::Tensor Llama::hidden(const at::Tensor& tokens, const Place& place, bool last
   for (const auto& block : blocks_)
     x = block(x, place, last_only && L > 1 && block.layer + 1 == c_.num_hidden_layers);
   if (place.state != nullptr) place.state->advance(L);
-  return norm(x, final_norm_, c_, compute_type()).normal;
+  return norm(norm_input(x, final_norm_, c_, compute_type())).normal;
 }
 
 at::Tensor Llama::hidden(const at::Tensor& tokens, StreamState* state, DropoutKeys* dropout) const {

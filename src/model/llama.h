@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "model/layers.h"
+#include "model/projection.h"
 
 namespace megalodon::model {
 
@@ -25,7 +26,15 @@ struct LlamaBlock {
   Residual operator()(const Residual& residual, const Place& place, bool last_only = false) const;
 
  private:
-  at::Tensor attention(const at::Tensor& u, const Place& place, bool last_only) const;
+  struct Attended {
+    at::Tensor x;      // the stream
+    at::Tensor mixed;  // what its heads make of it
+  };
+  Attended attention(const NormInput& input, const Place& place) const;
+  Attended attention_of_last(const NormInput& input, const Place& place) const;
+  at::Tensor heads(const at::Tensor& x) const;
+  at::Tensor turned(const at::Tensor& x, const at::Tensor& start) const;
+  at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Place& place) const;
 };
 
 // The Llama-style baseline: RMSNorm, SwiGLU, rotary or no positions, grouped-query attention. Its files are

@@ -4,9 +4,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "model/linear_products.h"
+#include "ops/add_rms_norm/add_rms_norm.h"
 #include "ops/column_sum/column_sum.h"
 #include "ops/joined.h"
 #include "ops/product.h"
+#include "ops/product_rms_norm/product_rms_norm.h"
 #include "ops/product_swiglu/product_swiglu.h"
 #include "ops/skinny_linear/skinny_linear.h"
 
@@ -96,8 +98,35 @@ variable_list joint_result(const at::Tensor& x, const at::Tensor& weight, at::In
   return y.view(shape_with(x, weight.size(0))).split_with_sizes(widths, -1);
 }
 
+// The same, or with `for_swiglu` the two of them and SwiGLU of these, without a gradient.
+variable_list joint_results(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            at::IntArrayRef widths, bool for_swiglu) {
+  if (!for_swiglu) return joint_result(x, weight, widths);
+  const auto shape = shape_with(x, widths[0]);
+  const auto [a, b, y] = ops::product_swiglu(rows_of(x, weight), weight);
+  variable_list results{a.view(shape), b.view(shape), y.view(shape)};
+  ctx->mark_non_differentiable({results[2]});
+  return results;
+}
+
+// The gradients of such results of x as the rows of one.
+at::Tensor joint_gradient(const variable_list& dy, const at::Tensor& x, const at::Tensor& weight,
+                          at::IntArrayRef widths) {
+  variable_list parts;
+  for (std::size_t i = 0; i < widths.size(); ++i)
+    parts.push_back(dy[i].defined() ? dy[i] : at::zeros(shape_with(x, widths[i]), x.options()));
+  const auto whole = ops::joined(parts, -1);
+  return rows_of(whole.defined() ? whole : at::cat(parts, -1), weight);
+}
+
+// And those of its weights, in `type`.
+std::vector<at::Tensor> joint_weight_gradients(const at::Tensor& d, const at::Tensor& x,
+                                               const at::Tensor& weight, at::IntArrayRef widths,
+                                               at::ScalarType type) {
+  return ops::product(d.t(), rows_of(x, weight), type).split_with_sizes(widths);
+}
+
 // Of layers whose weights lie together as `weight` [sum of out, in]: the results are columns of one tensor.
-// Those of two may be followed by SwiGLU of them, without a gradient.
 struct JointProjection : torch::autograd::Function<JointProjection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
                                const at::Tensor& weight, bool for_swiglu) {
@@ -107,32 +136,53 @@ struct JointProjection : torch::autograd::Function<JointProjection> {
     ctx->saved_data["widths"] = widths;
     ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(false);
-    if (for_swiglu) {
-      const auto shape = shape_with(x, widths[0]);
-      const auto [a, b, y] = ops::product_swiglu(rows_of(x, weight), weight);
-      variable_list results{a.view(shape), b.view(shape), y.view(shape)};
-      ctx->mark_non_differentiable({results[2]});
-      return results;
-    }
-    return joint_result(x, weight, widths);
+    return joint_results(ctx, x, weight, widths, for_swiglu);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1];
     const auto widths = ctx->saved_data["widths"].toIntVector();
-    variable_list parts;
-    for (std::size_t i = 0; i < widths.size(); ++i) {
-      parts.push_back(dy[i].defined() ? dy[i] : at::zeros(shape_with(x, widths[i]), x.options()));
-    }
-    const auto whole = ops::joined(parts, -1);
-    const auto d = rows_of(whole.defined() ? whole : at::cat(parts, -1), weight);
+    const auto d = joint_gradient(dy, x, weight, widths);
     variable_list gradients;
     gradients.push_back(ctx->needs_input_grad(0) ? ops::product(d, weight).view(x.sizes()) : at::Tensor());
     const auto type = ctx->saved_data["type"].toScalarType();
-    const auto d_weight = ops::product(d.t(), rows_of(x, weight), type);
-    for (const auto& part : d_weight.split_with_sizes(widths)) gradients.push_back(part);
+    for (const auto& part : joint_weight_gradients(d, x, weight, widths, type)) gradients.push_back(part);
     gradients.resize(gradients.size() + 2);  // of `weight` and `for_swiglu`
+    return gradients;
+  }
+};
+
+// The same of a residual stream's normalised sum with `added`; the sum is the first result.
+struct NormJointProjection : torch::autograd::Function<NormJointProjection> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& added,
+                               const at::Tensor& factor, at::TensorList weights, const at::Tensor& weight,
+                               double eps, bool for_swiglu) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto widths = widths_of(weights);
+    const auto [sum, normal, rstd] = ops::add_rms_norm_forward(x, added, factor, eps, weight.scalar_type());
+    ctx->save_for_backward({sum, factor, rstd, normal, weight});
+    ctx->saved_data["widths"] = widths;
+    ctx->saved_data["type"] = weights[0].scalar_type();
+    ctx->set_materialize_grads(false);
+    auto results = joint_results(ctx, normal, weight, widths, for_swiglu);
+    results.insert(results.begin(), sum);
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &sum = saved[0], &factor = saved[1], &rstd = saved[2], &normal = saved[3], &weight = saved[4];
+    const auto widths = ctx->saved_data["widths"].toIntVector();
+    const auto d = joint_gradient({dy.begin() + 1, dy.end()}, normal, weight, widths);
+    const auto d_sum = dy[0].defined() ? std::optional(rows_of(dy[0], weight)) : std::nullopt;
+    const auto [dx, d_added, d_factor] =
+        ops::product_rms_norm_gradients(d, weight, rows_of(sum, weight), factor, rstd, d_sum);
+    variable_list gradients{dx.view(sum.sizes()), d_added.view(sum.sizes()), d_factor};
+    const auto type = ctx->saved_data["type"].toScalarType();
+    for (const auto& part : joint_weight_gradients(d, normal, weight, widths, type))
+      gradients.push_back(part);
+    gradients.resize(gradients.size() + 3);  // of `weight` and what follows it
     return gradients;
   }
 };
@@ -147,6 +197,27 @@ at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layer
     weights.push_back(weight.value().scalar_type() == type ? weight.value() : weight.kept(type));
   }
   return ops::joined(weights, 0);
+}
+
+// The same where the norm before the layers has its gradient in their product's.
+at::Tensor joint_weight(const NormInput& input, std::initializer_list<Linear> layers) {
+  if (!at::GradMode::is_enabled() || !input.added || input.factor.dim() != 1) return {};
+  const auto weight = joint_weight(*input.added, layers);
+  if (!weight.defined() || !ops::has_product_rms_norm_kernel(weight, weight.size(0), weight.size(1)))
+    return {};
+  return weight;
+}
+
+variable_list norm_joint_results(const NormInput& input, at::TensorList weights, const at::Tensor& joint,
+                                 bool for_swiglu) {
+  return NormJointProjection::apply(input.x, *input.added, input.factor, weights, joint, input.eps,
+                                    for_swiglu);
+}
+
+variable_list weights_of(std::initializer_list<Linear> layers) {
+  variable_list weights;
+  for (const auto& layer : layers) weights.push_back(layer.weight);
+  return weights;
 }
 
 }  // namespace
@@ -181,8 +252,7 @@ std::vector<at::Tensor> project_and_pass(const at::Tensor& x, std::initializer_l
 
 std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linear> layers) {
   if (const auto joint = joint_weight(x, layers); joint.defined()) {
-    variable_list weights;
-    for (const auto& layer : layers) weights.push_back(layer.weight);
+    const auto weights = weights_of(layers);
     if (!at::GradMode::is_enabled()) return joint_result(x, joint, widths_of(weights));
     return JointProjection::apply(x, at::TensorList(weights), joint, false);
   }
@@ -203,6 +273,25 @@ SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weig
   }
   const auto results = project(x, {{a}, {b}});
   return {results[0], results[1]};
+}
+
+NormProjections norm_and_project(const NormInput& input, std::initializer_list<Linear> layers) {
+  if (const auto joint = joint_weight(input, layers); joint.defined()) {
+    const auto weights = weights_of(layers);
+    auto results = norm_joint_results(input, weights, joint, false);
+    return {results[0], {results.begin() + 1, results.end()}};
+  }
+  const auto [sum, normal] = ops::add_rms_norm(input.x, input.added, input.factor, input.eps, input.type);
+  return {sum, project(normal, layers)};
+}
+
+NormSwigluInputs norm_and_project_for_swiglu(const NormInput& input, const Weight& a, const Weight& b) {
+  if (const auto joint = joint_weight(input, {{a}, {b}}); joint.defined()) {
+    const auto results = norm_joint_results(input, {a, b}, joint, true);
+    return {results[0], {results[1], results[2], results[3]}};
+  }
+  const auto [sum, normal] = ops::add_rms_norm(input.x, input.added, input.factor, input.eps, input.type);
+  return {sum, project_for_swiglu(normal, a, b)};
 }
 
 at::Tensor project(const at::Tensor& x, const Weight& weight, const Weight& bias) {

@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <initializer_list>
+#include <optional>
 #include <vector>
 
 #include "model/parameters.h"
@@ -34,5 +35,26 @@ struct SwigluInputs {
   at::Tensor hidden = {};  // or undefined
 };
 SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b);
+
+// A residual stream that takes up what a block adds and is normalised: ops::add_rms_norm().
+struct NormInput {
+  at::Tensor x;
+  std::optional<at::Tensor> added;
+  at::Tensor factor;
+  double eps;
+  at::ScalarType type;  // of what is projected
+};
+// Its sum, and the normalised rows through several layers or two for SwiGLU, as above. Where a GPU's product
+// has a kernel for that, the norm's gradient is made where the product's gradient of the rows is.
+struct NormProjections {
+  at::Tensor sum;
+  std::vector<at::Tensor> results;
+};
+NormProjections norm_and_project(const NormInput& input, std::initializer_list<Linear> layers);
+struct NormSwigluInputs {
+  at::Tensor sum;
+  SwigluInputs inputs;
+};
+NormSwigluInputs norm_and_project_for_swiglu(const NormInput& input, const Weight& a, const Weight& b);
 
 }  // namespace megalodon::model

@@ -37,20 +37,11 @@ bool has_kernel(const at::Tensor& x) {
   return x.is_cuda() && has_fast_kernel(x) && D <= (D % 4 == 0 ? 8192 : 2048);
 }
 
-// sum (x itself where nothing is added), normal, and 1/sqrt(mean(sum^2) + eps) of each row.
-Triple forward(const at::Tensor& x, const Optional& added, const at::Tensor& factor, double eps,
-               at::ScalarType type) {
-  using Forward = Triple(const at::Tensor&, const Optional&, const at::Tensor&, double, at::ScalarType);
-  static const auto op = registered<Forward>("megalodon::add_rms_norm_forward");
-  auto [sum, normal, rstd] = op.call(x, added, factor, eps, type);
-  return {added ? sum : x, normal, rstd};
-}
-
 struct Function : torch::autograd::Function<Function> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const Optional& added,
                                const at::Tensor& factor, double eps, at::ScalarType type) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [sum, normal, rstd] = ops::forward(x, added, factor, eps, type);
+    const auto [sum, normal, rstd] = add_rms_norm_forward(x, added, factor, eps, type);
     ctx->save_for_backward({sum, factor, rstd});
     ctx->saved_data["added"] = added.has_value();
     ctx->set_materialize_grads(false);
@@ -72,6 +63,14 @@ struct Function : torch::autograd::Function<Function> {
 
 }  // namespace
 
+Triple add_rms_norm_forward(const at::Tensor& x, const Optional& added, const at::Tensor& factor, double eps,
+                            at::ScalarType type) {
+  using Forward = Triple(const at::Tensor&, const Optional&, const at::Tensor&, double, at::ScalarType);
+  static const auto op = registered<Forward>("megalodon::add_rms_norm_forward");
+  auto [sum, normal, rstd] = op.call(x, added, factor, eps, type);
+  return {added ? sum : x, normal, rstd};
+}
+
 AddRmsNorm add_rms_norm(const at::Tensor& x, const Optional& added, const at::Tensor& factor, double eps,
                         at::ScalarType type) {
   check(x, added, factor, type);
@@ -80,7 +79,7 @@ AddRmsNorm add_rms_norm(const at::Tensor& x, const Optional& added, const at::Te
     const auto both = Function::apply(x, added, factor, eps, type);
     return {both[0], both[1]};
   }
-  const auto [sum, normal, rstd] = forward(x, added, factor, eps, type);
+  const auto [sum, normal, rstd] = add_rms_norm_forward(x, added, factor, eps, type);
   return {sum, normal};
 }
 

@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 
 namespace megalodon::ops {
 
@@ -16,6 +17,13 @@ struct AddRmsNorm {
 // tensors; keeps the sum alone.
 AddRmsNorm add_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& added, const at::Tensor& factor,
                         double eps, at::ScalarType type);
+
+// The same in the kernel that GPUs have for rows of up to 2048 features, without a derivative; and of each
+// row 1 / sqrt(mean(sum^2) + eps), from which that can be had.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> add_rms_norm_forward(const at::Tensor& x,
+                                                                    const std::optional<at::Tensor>& added,
+                                                                    const at::Tensor& factor, double eps,
+                                                                    at::ScalarType type);
 
 // The same by one operator after the other. Any device and type.
 AddRmsNorm add_rms_norm_reference(const at::Tensor& x, const std::optional<at::Tensor>& added,

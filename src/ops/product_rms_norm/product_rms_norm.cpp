@@ -11,6 +11,10 @@ namespace {
 using Optional = std::optional<at::Tensor>;
 using Triple = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
+bool has_kernel(const at::Tensor& x, int64_t D) {
+  return x.numel() > 0 && has_product_rms_norm_kernel(x, x.size(1), D);
+}
+
 // Beside an activation [M, K]: x [M, D].
 void check_rows(const char* op, const char* name, const at::Tensor& x, const at::Tensor& activation,
                 int64_t D) {
@@ -26,11 +30,11 @@ void check_numbers(const char* op, const char* name, const at::Tensor& x, const 
 
 }  // namespace
 
-bool has_product_rms_norm_kernel(const at::Tensor& x, int64_t D) {
-  if (!x.is_cuda() || !has_fast_kernel(x) || x.scalar_type() != at::kBFloat16 || x.dim() != 2) return false;
-  if (x.numel() == 0 || x.size(1) % 64 != 0) return false;
+bool has_product_rms_norm_kernel(const at::Tensor& like, int64_t K, int64_t D) {
+  if (!like.is_cuda() || !has_fast_kernel(like) || like.scalar_type() != at::kBFloat16) return false;
+  if (K == 0 || K % 64 != 0) return false;
   static const auto op = registered<bool(const at::Tensor&, int64_t)>("megalodon::has_product_rms_norm");
-  return op.call(x, D);
+  return op.call(like, D);
 }
 
 ProductRmsNorm product_rms_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual,
@@ -42,7 +46,7 @@ ProductRmsNorm product_rms_norm(const at::Tensor& x, const at::Tensor& weight, c
   const int64_t D = weight.size(0);
   check_rows(op, "residual", residual, x, D);
   check_numbers(op, "factor", factor, residual, D);
-  if (!has_product_rms_norm_kernel(x, D)) return product_rms_norm_reference(x, weight, residual, factor, eps);
+  if (!has_kernel(x, D)) return product_rms_norm_reference(x, weight, residual, factor, eps);
   using Call = Triple(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double);
   static const auto call = registered<Call>("megalodon::product_rms_norm");
   const auto [sum, normal, rstd] = call.call(x, weight, residual, factor, eps);
@@ -61,8 +65,7 @@ ProductRmsNormGradients product_rms_norm_gradients(const at::Tensor& dy, const a
   if (d_sum) check_rows(op, "d_sum", *d_sum, dy, D);
   check_numbers(op, "factor", factor, sum, D);
   check_numbers(op, "rstd", rstd, sum, dy.size(0));
-  if (!has_product_rms_norm_kernel(dy, D))
-    return product_rms_norm_gradients_reference(dy, weight, sum, factor, rstd, d_sum);
+  if (!has_kernel(dy, D)) return product_rms_norm_gradients_reference(dy, weight, sum, factor, rstd, d_sum);
   using Call = Triple(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                       const at::Tensor&, const Optional&);
   static const auto call = registered<Call>("megalodon::product_rms_norm_backward");

@@ -9,8 +9,8 @@
 // differentiable.
 namespace megalodon::ops {
 
-// Whether x [M, K] and results of D columns have that kernel.
-bool has_product_rms_norm_kernel(const at::Tensor& x, int64_t D);
+// Whether products over K with results of D columns have that kernel, in the type of `like` and beside it.
+bool has_product_rms_norm_kernel(const at::Tensor& like, int64_t K, int64_t D);
 
 struct ProductRmsNorm {
   at::Tensor sum;     // residual + x W^T, as the residual
