@@ -11,6 +11,7 @@
 #include "model/language_model.h"
 #include "model/projection.h"
 #include "model/streaming.h"
+#include "ops/add_rms_norm/add_rms_norm.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/float8/float8.h"
 #include "ops/joined.h"
@@ -586,6 +587,54 @@ TEST(Projection, ForSwigluAgreesWithItsParts) {
   project(project_for_swiglu(x, gate, up).b, down)
       .backward(dy);  // nothing is made of the other layer's result
   EXPECT_TRUE(x.grad().defined() && up.value().grad().defined());
+}
+
+// Sizes that a GPU's kernels of products with RMS norm take; on a CPU the parts.
+TEST(Projection, OfNormAgreesWithItsParts) {
+  const auto device = ops::testing::device();
+  ParameterMaker make({1}, true);
+  const auto a = make.weight("a", {128, 384}, 0.1), b = make.weight("b", {128, 384}, 0.1);
+  Weight::lay_together({a, b});
+  auto parameters = make.take();
+  for (auto& p : parameters) p.value.set_data(p.value.to(device));
+  for (const auto& p : parameters) p.rounded->update(p.value, at::kBFloat16);
+  const std::vector<at::Tensor> leaves{ops::testing::random({3, 50, 384}),
+                                       ops::testing::random({3, 50, 384}, at::kBFloat16),
+                                       ops::testing::random({384})};
+  const auto d_sum = ops::testing::random({3, 50, 384});
+  const auto dy = ops::testing::random({3, 50, 256}, at::kBFloat16).chunk(2, -1);
+  for (const bool for_swiglu : {true, false}) {
+    for (const bool sum_counts : {true, false}) {
+      const auto results = [&](bool fused) {
+        std::vector<at::Tensor> all;
+        for (const auto& x : leaves) all.push_back(x.detach().clone().set_requires_grad(true));
+        const NormInput input{all[0], all[1], all[2], 1e-5, at::kBFloat16};
+        for (const auto& p : parameters) all.push_back(p.value);
+        std::vector<at::Tensor> y;
+        if (!fused) {
+          const auto [sum, normal] = ops::add_rms_norm(input.x, input.added, input.factor, 1e-5, input.type);
+          y = {sum, project(normal, a), project(normal, b)};
+        } else if (for_swiglu) {
+          const auto [sum, inputs] = norm_and_project_for_swiglu(input, a, b);
+          EXPECT_FALSE(inputs.hidden.defined() && inputs.hidden.requires_grad());
+          y = {sum, inputs.a, inputs.b};
+        } else {
+          const auto [sum, parts] = norm_and_project(input, {{a}, {b}});
+          y = {sum, parts[0], parts[1]};
+        }
+        const std::size_t first = sum_counts ? 0 : 1;
+        const std::vector<at::Tensor> d{d_sum, dy[0], dy[1]};
+        auto found = torch::autograd::grad({y.begin() + first, y.end()}, all, {d.begin() + first, d.end()});
+        for (const auto& y_i : y) found.push_back(y_i.detach());
+        return found;
+      };
+      const auto got = results(true), want = results(false);
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        EXPECT_EQ(got[i].scalar_type(), want[i].scalar_type()) << i;
+        EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 1e-2) << i;
+      }
+    }
+  }
 }
 
 TEST(Stack, IsItsModelsSideBySide) {
