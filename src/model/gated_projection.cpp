@@ -41,7 +41,9 @@ struct GatedProjection : torch::autograd::Function<GatedProjection> {
     const at::AutoDispatchBelowADInplaceOrView below;
     SavedWeight saved;
     const auto hidden = options.hidden.defined() ? options.hidden : ops::swiglu(a, b);
-    const auto y = value(drop(hidden), weight, added, &saved);
+    if (options.product.defined()) saved.value = options.product.weight;
+    const auto y = options.product.defined() ? options.product.placeholder()
+                                             : value(drop(hidden), weight, added, &saved);
     ctx->save_for_backward({a, b.value_or(at::Tensor()), saved.value, saved.scale,
                             options.keeps_hidden ? hidden : at::Tensor()});
     ctx->saved_data["type"] = weight.value().scalar_type();

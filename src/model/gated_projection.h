@@ -5,6 +5,7 @@
 
 #include "model/layers.h"
 #include "model/parameters.h"
+#include "model/projection.h"
 
 namespace megalodon::model {
 
@@ -13,6 +14,7 @@ struct SwigluOptions {
   std::optional<at::Tensor> bias = {};   // one that a has in it (ops/swiglu/swiglu.h): has its gradient too
   at::Tensor hidden = {};                // silu(a) b, where it was made already
   bool keeps_hidden = false;             // for the backward pass, which makes it again otherwise
+  LeftProduct product = {};              // of `hidden`: the result is its placeholder
 };
 
 // drop(silu(a) b) W^T, or drop(silu(a)) W^T without b; a, b [..., F], weight [D, F] as in project(). The

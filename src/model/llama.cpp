@@ -31,7 +31,7 @@ NormInput norm_input(const Residual& r, const at::Tensor& factor, const LlamaCon
 }
 
 ops::AddRmsNorm norm(const NormInput& input) {
-  return ops::add_rms_norm(input.x, input.added, input.factor, input.eps, input.type);
+  return ops::add_rms_norm(input.x, input.added_value(), input.factor, input.eps, input.type);
 }
 
 at::Tensor last(const at::Tensor& x) {  // of the positions, dimension 1
@@ -71,12 +71,25 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
 Residual LlamaBlock::operator()(const Residual& residual, const Place& place, bool last_only) const {
   const auto input = norm_input(residual, input_norm, c, place.compute_type);
   const auto [x, mixed] = last_only ? attention_of_last(input, place) : attention(input, place);  // [B, L, D]
-  const Residual then{x, drop(project(mixed, wo), c.dropout, place.dropout)};
+  const Residual then{x, drops(place) ? Addend{drop(project(mixed, wo), c.dropout, place.dropout)}
+                                      : project_for_norm(mixed, wo, {{gate}, {up}})};
   const auto [h, inputs] =
       norm_and_project_for_swiglu(norm_input(then, post_norm, c, place.compute_type), gate, up);
+  return {h, feed_forward(inputs, place)};
+}
+
+bool LlamaBlock::drops(const Place& place) const {
+  return c.dropout > 0 && place.dropout != nullptr;
+}
+
+Addend LlamaBlock::feed_forward(const SwigluInputs& inputs, const Place& place) const {
   const auto& [a, b, hidden] = inputs;  // [B, L, F]
-  const auto out = project_swiglu(a, b, down, Drop(0, nullptr), {.hidden = hidden, .keeps_hidden = true});
-  return {h, drop(out, c.dropout, place.dropout)};
+  SwigluOptions options{.hidden = hidden, .keeps_hidden = true};
+  // The next layer's norm takes the product if it is one of all positions.
+  if (hidden.defined() && !drops(place) && place.state == nullptr && layer + 1 < c.num_hidden_layers)
+    options.product = leave_to_norm(hidden, down, {{wk}, {wv}, {wq}});
+  const auto out = project_swiglu(a, b, down, Drop(0, nullptr), options);
+  return {drop(out, c.dropout, place.dropout), options.product};
 }
 
 at::Tensor LlamaBlock::heads(const at::Tensor& x) const {

@@ -10,7 +10,7 @@ namespace megalodon::model {
 // parameters did not learn to carry. What a sub-block adds waits for the next norm, which adds it in passing.
 struct Residual {
   at::Tensor x;
-  std::optional<at::Tensor> added;
+  std::optional<Addend> added;
 };
 
 // One layer of the baseline: h = x + attention(RMSNorm(x)), out = h + SwiGLU(RMSNorm(h)).
@@ -32,6 +32,9 @@ struct LlamaBlock {
   };
   Attended attention(const NormInput& input, const Place& place) const;
   Attended attention_of_last(const NormInput& input, const Place& place) const;
+  // What the feed-forward adds, of SwiGLU's a, b and, where it is made, the hidden rows.
+  Addend feed_forward(const SwigluInputs& inputs, const Place& place) const;
+  bool drops(const Place& place) const;
   at::Tensor heads(const at::Tensor& x) const;
   at::Tensor turned(const at::Tensor& x, const at::Tensor& start) const;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Place& place) const;

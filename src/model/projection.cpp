@@ -153,14 +153,34 @@ struct JointProjection : torch::autograd::Function<JointProjection> {
   }
 };
 
+// A product that is left to a norm, for autograd.
+struct LeftProjection : torch::autograd::Function<LeftProjection> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& /*x*/, const at::Tensor& weight,
+                            const LeftProduct& product) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({product.input, product.weight});
+    ctx->saved_data["type"] = weight.scalar_type();
+    return product.placeholder();
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1], d = rows_of(dy[0], weight);
+    const auto type = ctx->saved_data["type"].toScalarType();
+    return {ops::product(d, weight).view(x.sizes()), ops::product(d.t(), rows_of(x, weight), type), {}};
+  }
+};
+
 // The same of a residual stream's normalised sum with `added`; the sum is the first result.
 struct NormJointProjection : torch::autograd::Function<NormJointProjection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& added,
                                const at::Tensor& factor, at::TensorList weights, const at::Tensor& weight,
-                               double eps, bool for_swiglu) {
+                               double eps, bool for_swiglu, const LeftProduct& product) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto widths = widths_of(weights);
-    const auto [sum, normal, rstd] = ops::add_rms_norm_forward(x, added, factor, eps, weight.scalar_type());
+    const auto [sum, normal, rstd] =
+        product.defined() ? of_product(product, x, factor, eps)
+                          : ops::add_rms_norm_forward(x, added, factor, eps, weight.scalar_type());
     ctx->save_for_backward({sum, factor, rstd, normal, weight});
     ctx->saved_data["widths"] = widths;
     ctx->saved_data["type"] = weights[0].scalar_type();
@@ -182,8 +202,18 @@ struct NormJointProjection : torch::autograd::Function<NormJointProjection> {
     const auto type = ctx->saved_data["type"].toScalarType();
     for (const auto& part : joint_weight_gradients(d, normal, weight, widths, type))
       gradients.push_back(part);
-    gradients.resize(gradients.size() + 3);  // of `weight` and what follows it
+    gradients.resize(gradients.size() + 4);  // of `weight` and what follows it
     return gradients;
+  }
+
+ private:
+  static std::tuple<at::Tensor, at::Tensor, at::Tensor> of_product(const LeftProduct& product,
+                                                                   const at::Tensor& x,
+                                                                   const at::Tensor& factor, double eps) {
+    const auto &input = product.input, &weight = product.weight;
+    const auto [sum, normal, rstd] =
+        ops::product_rms_norm(rows_of(input, weight), weight, rows_of(x, weight), factor, eps);
+    return {sum.view(x.sizes()), normal.view(x.sizes()), rstd};
   }
 };
 
@@ -199,19 +229,23 @@ at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layer
   return ops::joined(weights, 0);
 }
 
-// The same where the norm before the layers has its gradient in their product's.
-at::Tensor joint_weight(const NormInput& input, std::initializer_list<Linear> layers) {
-  if (!at::GradMode::is_enabled() || !input.added || input.factor.dim() != 1) return {};
-  const auto weight = joint_weight(*input.added, layers);
+// The same where the norm before the layers has its gradient in their product's; x as these read it.
+at::Tensor joint_weight_behind_norm(const at::Tensor& x, std::initializer_list<Linear> layers) {
+  if (!at::GradMode::is_enabled()) return {};
+  const auto weight = joint_weight(x, layers);
   if (!weight.defined() || !ops::has_product_rms_norm_kernel(weight, weight.size(0), weight.size(1)))
     return {};
   return weight;
 }
 
+at::Tensor joint_weight(const NormInput& input, std::initializer_list<Linear> layers) {
+  return input.added ? joint_weight_behind_norm(input.added->value, layers) : at::Tensor();
+}
+
 variable_list norm_joint_results(const NormInput& input, at::TensorList weights, const at::Tensor& joint,
                                  bool for_swiglu) {
-  return NormJointProjection::apply(input.x, *input.added, input.factor, weights, joint, input.eps,
-                                    for_swiglu);
+  return NormJointProjection::apply(input.x, input.added->value, input.factor, weights, joint, input.eps,
+                                    for_swiglu, input.added->product);
 }
 
 variable_list weights_of(std::initializer_list<Linear> layers) {
@@ -275,13 +309,38 @@ SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weig
   return {results[0], results[1]};
 }
 
+at::Tensor LeftProduct::placeholder() const {
+  return at::empty({1}, input.options()).expand(shape_with(input, weight.size(0)));
+}
+
+std::optional<at::Tensor> NormInput::added_value() const {
+  if (!added) return std::nullopt;
+  TORCH_INTERNAL_ASSERT(!added->product.defined(), "a product was left to a norm that does not make it");
+  return added->value;
+}
+
+LeftProduct leave_to_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind) {
+  const auto& w = weight.value();
+  if (w.dim() != 2 || weight.in_float8() || !ops::has_product_rms_norm_kernel(x, w.size(1), w.size(0)) ||
+      !joint_weight_behind_norm(x, behind).defined())
+    return {};
+  return {x, weight.in(x.scalar_type()).detach()};
+}
+
+Addend project_for_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind) {
+  const auto product = leave_to_norm(x, weight, behind);
+  if (!product.defined()) return {project(x, weight)};
+  return {LeftProjection::apply(x, weight.value(), product), product};
+}
+
 NormProjections norm_and_project(const NormInput& input, std::initializer_list<Linear> layers) {
   if (const auto joint = joint_weight(input, layers); joint.defined()) {
     const auto weights = weights_of(layers);
     auto results = norm_joint_results(input, weights, joint, false);
     return {results[0], {results.begin() + 1, results.end()}};
   }
-  const auto [sum, normal] = ops::add_rms_norm(input.x, input.added, input.factor, input.eps, input.type);
+  const auto [sum, normal] =
+      ops::add_rms_norm(input.x, input.added_value(), input.factor, input.eps, input.type);
   return {sum, project(normal, layers)};
 }
 
@@ -290,7 +349,8 @@ NormSwigluInputs norm_and_project_for_swiglu(const NormInput& input, const Weigh
     const auto results = norm_joint_results(input, {a, b}, joint, true);
     return {results[0], {results[1], results[2], results[3]}};
   }
-  const auto [sum, normal] = ops::add_rms_norm(input.x, input.added, input.factor, input.eps, input.type);
+  const auto [sum, normal] =
+      ops::add_rms_norm(input.x, input.added_value(), input.factor, input.eps, input.type);
   return {sum, project_for_swiglu(normal, a, b)};
 }
 

@@ -36,14 +36,34 @@ struct SwigluInputs {
 };
 SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weight& b);
 
+// A product input W^T whose numbers are left to the norm behind it.
+struct LeftProduct {
+  at::Tensor input, weight = {};  // [..., in], [out, in]; undefined: there is none
+  bool defined() const { return input.defined(); }
+  // Has that product's shape and a place for its gradient.
+  at::Tensor placeholder() const;
+};
+// What joins a residual stream.
+struct Addend {
+  at::Tensor value;
+  LeftProduct product = {};  // where it is defined, `value` is its placeholder
+};
+
 // A residual stream that takes up what a block adds and is normalised: ops::add_rms_norm().
 struct NormInput {
   at::Tensor x;
-  std::optional<at::Tensor> added;
+  std::optional<Addend> added;
   at::Tensor factor;
   double eps;
   at::ScalarType type;  // of what is projected
+
+  std::optional<at::Tensor> added_value() const;
 };
+// The product x W^T, left where a GPU has a kernel for it with the norm behind and the layers behind that are
+// norm_and_project()'s.
+LeftProduct leave_to_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind);
+// What such a product adds.
+Addend project_for_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind);
 // Its sum, and the normalised rows through several layers or two for SwiGLU, as above. Where a GPU's product
 // has a kernel for that, the norm's gradient is made where the product's gradient of the rows is.
 struct NormProjections {
