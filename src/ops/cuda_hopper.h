@@ -71,11 +71,6 @@ __device__ inline void copy_tile_back(const CUtensorMap& map, int row, int block
   copy_box_back(map, 0, row, block, from);
 }
 
-// `bytes` from `from` on to the second cache, both multiples of 16.
-__device__ inline void prefetch_bytes(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // Where a number of stages that follow one another in a ring goes, and its phase of the barriers there.
 template <int kStages>
 struct RingPlace {

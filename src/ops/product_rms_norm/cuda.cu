@@ -8,58 +8,71 @@
 #include "ops/cuda_step.h"
 #include "ops/cuda_tensor_map.h"
 
-// A cluster of two blocks goes through tiles of whole rows, a block with half of their columns. In a block a
-// warpgroup copies, two multiply a tile each in turn, so that what one does with its sums falls into the
-// other's products. Of a row the blocks tell each other one sum.
+// A cluster of two blocks goes through tiles of whole rows, a block with half of their columns. In a block
+// two warpgroups multiply a tile each in turn, so that what one does with its sums falls into the other's
+// products; the matrices that are added to and those that are made go through shared memory by the copy
+// engine, 128 bytes of each row at a time. Of a row the blocks tell each other one sum.
 namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kD = kNormProductWidth, kBlocks = 2, kColumns = kD / kBlocks;
 constexpr int kHalves = 2, kRows = 64 * kHalves;  // of a tile
-constexpr int kDepth = 64, kStages = 5;
+constexpr int kDepth = 64, kStages = 4;
+constexpr int kPieces = kColumns / 32, kSlots = 3;  // of float32
+constexpr int kRoundedPieces = kColumns / 64;
 [[maybe_unused]] constexpr int kThreads = 384, kMultiplying = 256, kWarps = 8;
 [[maybe_unused]] constexpr int kHalfBytes = 64 * 128;
 constexpr int kRowsBytes = kRows * 128, kWeightBytes = kColumns * 128,
-              kStageBytes = kRowsBytes + kWeightBytes;
+              kStageBytes = kRowsBytes + kWeightBytes, kPieceBytes = kRows * 128;
 
 struct Work {
   CUtensorMap x, weight;
+  CUtensorMap h, d_sum, to, rounded;               // [M, D]; h: the residual or, backward, the sum
   int M = 0, depth = 0;                            // depth: stages
-  const float *h = nullptr, *d_sum = nullptr;      // [M, D]: the residual or, backward, the sum
+  bool added = false, rounds = true;               // whether there is a d_sum, a rounded
   const float *factor = nullptr, *rstd = nullptr;  // [D]; backward: [M]
-  float *to = nullptr, *of_rows = nullptr;         // [M, D]; forward: rstd [M], backward: [clusters, D]
-  Bfloat16* rounded = nullptr;                     // [M, D]
+  float* of_rows = nullptr;                        // forward: rstd [M], backward: [clusters, D]
   float eps = 0;
 };
 
 struct Shared {
-  Barrier full[kStages], empty[kStages], came[kWarps][2];
+  char stages[kStages][kStageBytes];
+  char slots[kSlots][kPieceBytes], rounded[kPieceBytes];
+  Barrier full[kStages], empty[kStages];
+  Barrier came_in[kSlots], used[kSlots], gone[kSlots];  // of slots
+  Barrier rounded_there, rounded_gone;
+  Barrier came[kWarps][2];
   alignas(
       16) float2 others[kWarps][2][16];  // the other block's sums of a warp's 32 rows, of two tiles in turn
-  alignas(16) float factor[kColumns];
-  float d_factor[kWarps][kColumns];
 };
-constexpr int kBytes = 1024 + kStages * kStageBytes + sizeof(Shared);
-static_assert(kBytes <= 227 * 1024);
+static_assert(sizeof(Shared) <= 227 * 1024);
 
 // The rows of a cluster's i-th tile are those from first_row(i) on.
 [[maybe_unused]] __device__ int first_row(int i) {
   return (blockIdx.x + i * gridDim.x) * kRows;
 }
 
-// To the second cache, a block's share of what a tile's epilogue reads: the rows of one of `stages` parts.
-[[maybe_unused]] __device__ void prefetch_rows(const Work& work, const float* matrix, int tile, int k) {
-  if (matrix == nullptr) return;
-  constexpr int kShare = kRows / kBlocks;
-  const int share = tile + blockIdx.z * kShare;
-  const int from = share + k * kShare / work.depth;
-  const int to = min(share + (k + 1) * kShare / work.depth, work.M);
-  if (from < to) prefetch_bytes(matrix + std::int64_t{from} * kD, (to - from) * kD * 4);
+// What goes through the slots for a tile: f(its matrix, the piece, whether it goes to memory from there).
+template <bool kForward, class F>
+__device__ void for_pieces(const Work& work, F&& f) {
+#pragma unroll 1
+  for (int p = 0; p < kPieces; ++p) f(work.h, p, kForward);
+  if constexpr (!kForward) {
+#pragma unroll 1
+    for (int p = 0; p < kPieces; ++p) {
+      f(work.h, p, !work.added);
+      if (work.added) f(work.d_sum, p, true);
+    }
+  }
+}
+template <bool kForward>
+__device__ int pieces_of_tile(const Work& work) {
+  return kForward ? kPieces : (work.added ? 3 : 2) * kPieces;
 }
 
-// The part of the copying thread.
+// The parts of four copying threads.
 template <bool kForward>
-__device__ void copy_for_products(const Work& work, char* stages, Shared& shared) {
+__device__ void copy_for_products(const Work& work, Shared& shared) {
   RingPlace<kStages> place(0);
   for (int i = 0, row; (row = first_row(i)) < work.M; ++i) {
 #pragma unroll 1
@@ -67,222 +80,250 @@ __device__ void copy_for_products(const Work& work, char* stages, Shared& shared
       Barrier& full = shared.full[place.stage];
       shared.empty[place.stage].wait(place.phase + 1);
       full.arrive_expecting(kStageBytes);
-      char* const to = stages + place.stage * kStageBytes;
+      char* const to = shared.stages[place.stage];
       copy_tile(to, work.x, row, k, full);
       if constexpr (kForward) {
         copy_tile(to + kRowsBytes, work.weight, blockIdx.z * kColumns, k, full);
       } else {
         copy_tile(to + kRowsBytes, work.weight, k * kDepth, blockIdx.z * (kColumns / 64), full);
       }
-      prefetch_rows(work, work.h, row, k);
-      if constexpr (!kForward) prefetch_rows(work, work.d_sum, row, k);
       place.advance();
+    }
+  }
+}
+
+template <bool kForward>
+__device__ void copy_pieces(const Work& work, Shared& shared) {
+  RingPlace<kSlots> place(0);
+  for (int i = 0, row; (row = first_row(i)) < work.M; ++i) {
+    for_pieces<kForward>(work, [&](const CUtensorMap& matrix, int piece, bool) {
+      Barrier& came_in = shared.came_in[place.stage];
+      shared.gone[place.stage].wait(place.phase + 1);
+      came_in.arrive_expecting(kPieceBytes);
+      copy_tile(shared.slots[place.stage], matrix, row, blockIdx.z * kPieces + piece, came_in);
+      place.advance();
+    });
+  }
+}
+
+template <bool kForward>
+__device__ void copy_pieces_back(const Work& work, Shared& shared) {
+  RingPlace<kSlots> place(0);
+  for (int i = 0, row; (row = first_row(i)) < work.M; ++i) {
+    for_pieces<kForward>(work, [&](const CUtensorMap&, int piece, bool goes) {
+      shared.used[place.stage].wait(place.phase);
+      if (goes) {
+        copy_tile_back(work.to, row, blockIdx.z * kPieces + piece, shared.slots[place.stage]);
+        commit_copies_back();
+        wait_for_copies_back();
+      }
+      shared.gone[place.stage].arrive();
+      place.advance();
+    });
+  }
+}
+
+__device__ inline void copy_rounded_back(const Work& work, Shared& shared) {
+  if (!work.rounds) return;
+  for (int i = 0, n = 0, row; (row = first_row(i)) < work.M; ++i) {
+#pragma unroll 1
+    for (int piece = 0; piece < kRoundedPieces; ++piece, ++n) {
+      shared.rounded_there.wait(n);
+      copy_tile_back(work.rounded, row, blockIdx.z * kRoundedPieces + piece, shared.rounded);
+      commit_copies_back();
+      wait_for_copies_back();
+      shared.rounded_gone.arrive();
     }
   }
 }
 
 using Product = float[kHalves][kColumns / 2];
 
-// As one instruction: a branch would make products wait for each other.
-[[maybe_unused]] __device__ float choose(bool first, float a, float b) {
-  float to;
-  asm("{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\nselp.f32 %0, %1, %2, p;\n}\n"
-      : "=f"(to)
-      : "f"(a), "f"(b), "r"(static_cast<int>(first)));
-  return to;
-}
+// The warpgroups use slots, and then the place for what is rounded, in the order of their tiles.
+class Turns {
+ public:
+  // The first is the warpgroup 0's.
+  __device__ Turns(int id, int warpgroup) : mine_(id + warpgroup), other_(id + 1 - warpgroup) {
+    if (warpgroup == 1) named_arrive(other_, kMultiplying);
+  }
+  __device__ void begin() const { named_wait(mine_, kMultiplying); }
+  __device__ void end() const { named_arrive(other_, kMultiplying); }
 
-// 4 numbers, zeros where they are not wanted.
-[[maybe_unused]] __device__ void read(float (&to)[4], const float* from, bool wanted) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n"
-      "mov.b32 %0, 0f00000000;\nmov.b32 %1, 0f00000000;\nmov.b32 %2, 0f00000000;\nmov.b32 %3, 0f00000000;\n"
-      "@p ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];\n}\n"
-      : "=&f"(to[0]), "=&f"(to[1]), "=&f"(to[2]), "=&f"(to[3])
-      : "l"(from), "r"(static_cast<int>(wanted)));
-}
+ private:
+  int mine_, other_;
+};
 
-// And to memory, where they are wanted there: as they are, or rounded.
-[[maybe_unused]] __device__ void write(const float (&x)[4], float* to, bool wanted) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.f32 [%4], {%0, %1, %2, %3};\n}\n" ::"f"(x[0]),
-      "f"(x[1]), "f"(x[2]), "f"(x[3]), "l"(to), "r"(static_cast<int>(wanted))
-      : "memory");
-}
-[[maybe_unused]] __device__ void write(const float (&x)[4], Bfloat16* to, bool wanted) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p st.global.v2.b32 [%2], {%0, %1};\n}\n" ::"r"(
-                   pack(x[0], x[1])),
-               "r"(pack(x[2], x[3])), "l"(to), "r"(static_cast<int>(wanted))
-               : "memory");
-}
-
-// A place of which the compiler knows nothing, so that those of parts are at constant distances from it.
-template <class T>
-__device__ T* opaque(T* place) {
-  asm volatile("" : "+l"(place));
-  return place;
-}
-
-// Behind the products of a warpgroup's n-th tile.
+// Behind the products of a warpgroup's tiles. A thread has of a tile the rows 64 half + 16 warp + lane / 4 +
+// 8 i and in each 8 columns two from lane % 4 * 2 on.
 template <bool kForward>
 class Epilogue {
  public:
-  __device__ Epilogue(const Work& work, Shared& shared, int row, int n)
-      : work_(work), shared_(shared), n_(n) {
-    const int lane = threadIdx.x % 32, first = row + threadIdx.x % 128 / 32 * 16 + lane / 4;
-    warp_ = threadIdx.x / 32 - 4;
-    column_ = (lane & 1) * 8 + (lane & 2) * 2;
-    rows_ = work.M - first;
-    first_ = first;
-    at_ = std::int64_t{first} * kD + blockIdx.z * kColumns + column_;
+  __device__ Epilogue(const Work& work, Shared& shared, int warpgroup)
+      : work_(work),
+        shared_(shared),
+        warp_(threadIdx.x / 32 - 4),
+        pieces_(4, warpgroup),
+        rounded_(6, warpgroup) {
+    const int lane = threadIdx.x % 32, row = lane / 4, places = (warp_ % 4 * 16 + row) * 128;
+    pair_ = places + (lane % 4 / 2 ^ row) * 16 + lane % 2 * 8;
+    rounded_pair_ = places + row * 16 + lane % 4 * 4;
+    row_ = warp_ % 4 * 16 + row;
+    factor_ = work.factor + blockIdx.z * kColumns + lane % 4 * 2;
   }
 
-  __device__ void finish(Product& d) const {
+  // Before the products of the block's i-th tile, the warpgroup's n-th.
+  __device__ void begin(int i, int n) {
+    tile_ = i, turn_ = n;
+    if constexpr (!kForward) {
+      for_rows([&](int half, int i) { rstd_[half][i] = has(half, i) ? work_.rstd[row(half, i)] : 0; });
+    }
+  }
+  __device__ void finish(Product& d) {
     if constexpr (kForward) {
       forward(d);
     } else {
       backward(d);
     }
   }
-
- private:
-  // What a thread has of a tile: of 4 rows, 8 i + 64 half below its first, 4 columns in each 16 from its
-  // first on. gather() brings them there.
-  static constexpr int kParts = kColumns / 16 * 4;
-  struct Part {
-    int q, half, i;
-    __device__ constexpr explicit Part(int p) : q(p / 4), half(p / 2 % 2), i(p % 2) {}
-    __device__ constexpr int row() const { return 64 * half + 8 * i; }
-    __device__ constexpr int offset() const { return row() * kD + 16 * q; }
-    // Of the e-th number, in a product.
-    __device__ constexpr int number(int e) const { return 8 * q + 4 * (e / 2) + 2 * i + e % 2; }
-  };
-
-  // A lane has the columns 2 c and 2 c + 1 of eight and of the next eight; neighbours exchange, so that an
-  // even one has four of the first and an odd one of the second.
-  __device__ static void gather(Product& d, Part part) {
-    float (&of)[kColumns / 2] = d[part.half];
-    const bool odd = threadIdx.x & 1;
+  // Sums over all rows, in d_factor [warps, columns].
+  __device__ void write_columns(float* d_factor) const {
+    const int lane = threadIdx.x % 32, column = lane / 8 * 8 + lane % 4 * 2 + lane / 4 % 2;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float &first = of[part.number(e)], &second = of[part.number(2 + e)];
-      const float other = __shfl_xor_sync(~0u, choose(odd, first, second), 1);
-      first = choose(odd, other, first);
-      second = choose(odd, second, other);
-    }
+    for (int p = 0; p < kPieces; ++p) d_factor[warp_ * kColumns + 32 * p + column] = of_columns_[p];
   }
 
+ private:
+  struct Place {
+    int stage;
+    char* slot;
+  };
+  using Ring = RingPlace<kSlots>;
+
+  __device__ Place next(Ring& ring) const {
+    const Place place{ring.stage, shared_.slots[ring.stage]};
+    shared_.came_in[ring.stage].wait(ring.phase);
+    ring.advance();
+    return place;
+  }
+  // The slot's pairs of columns, of the j-th 8.
+  __device__ float2& pair(const Place& place, int half, int i, int j) const {
+    return *reinterpret_cast<float2*>(place.slot + (pair_ ^ 32 * j) + half * kHalfBytes + i * 1024);
+  }
+  __device__ void round(int half, int i, int j, float a, float b) const {
+    *reinterpret_cast<std::uint32_t*>(shared_.rounded + (rounded_pair_ ^ 16 * j) + half * kHalfBytes +
+                                      i * 1024) = pack(a, b);
+  }
+  // Of the n-th rounded piece of the tile.
+  __device__ void begin_rounded(int n) const { shared_.rounded_gone.wait(tile_ * kRoundedPieces + n + 1); }
+  __device__ void end_rounded() const {
+    written_for_copies();
+    shared_.rounded_there.arrive();
+  }
+  __device__ void done(const Place& place) const { shared_.used[place.stage].arrive(); }
+  __device__ float2 factor(int j) const { return __ldg(reinterpret_cast<const float2*>(factor_ + 8 * j)); }
+
   __device__ void forward(Product& d) const {
-    constexpr int kAhead = 8;
-    float x[kAhead][4], squares[kHalves][2] = {};
-    const float* const residual = at(work_.h);
-    float* const sum = at(work_.to);
+    float squares[kHalves][2] = {};
+    Ring ring(tile_ * kPieces);
+    pieces_.begin();
 #pragma unroll
-    for (int p = 0; p < kAhead; ++p) read(x[p], residual + Part(p).offset(), has(Part(p)));
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const Part part(p);
-      gather(d, part);
-      float h[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        h[e] = d[part.half][part.number(e)] += x[p % kAhead][e];
-        squares[part.half][part.i] += h[e] * h[e];
-      }
-      write(h, sum + part.offset(), has(part));
-      if (p + kAhead < kParts) {
-        const Part next(p + kAhead);
-        read(x[p % kAhead], residual + next.offset(), has(next));
-      }
+    for (int p = 0; p < kPieces; ++p) {
+      const Place place = next(ring);
+      for_pairs([&](int half, int i, int j) {
+        float2& h = pair(place, half, i, j);
+        float* const sum = d[half] + 4 * (4 * p + j) + 2 * i;
+        sum[0] += h.x, sum[1] += h.y;
+        squares[half][i] += sum[0] * sum[0] + sum[1] * sum[1];
+        h = {sum[0], sum[1]};
+      });
+      written_for_copies();
+      done(place);
     }
+    pieces_.end();
     add_other_blocks(squares);
     for_rows([&](int half, int i) {
       float& r = squares[half][i];
       r = rsqrtf(r / kD + work_.eps);
-      if (has(half, i) && blockIdx.z == 0 && column_ == 0) work_.of_rows[first_ + 64 * half + 8 * i] = r;
+      if (has(half, i) && blockIdx.z == 0 && threadIdx.x % 4 == 0) work_.of_rows[row(half, i)] = r;
     });
-    Bfloat16* const to = at(work_.rounded);
+    rounded_.begin();
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const Part part(p);
-      float f[4], normal[4];
-      load(shared_.factor + 16 * part.q + column_, f);
+    for (int n = 0; n < kRoundedPieces; ++n) {
+      begin_rounded(n);
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        normal[e] = d[part.half][part.number(e)] * squares[part.half][part.i] * f[e];
-      write(normal, to + part.offset(), has(part));
+      for (int j = 0; j < 8; ++j) {
+        const float2 f = factor(8 * n + j);
+        for_rows([&](int half, int i) {
+          const float* const sum = d[half] + 4 * (8 * n + j) + 2 * i;
+          const float r = squares[half][i];
+          round(half, i, j, sum[0] * r * f.x, sum[1] * r * f.y);
+        });
+      }
+      end_rounded();
     }
+    rounded_.end();
   }
 
   // With g = d factor and r = rstd: dx = d_sum + r (g - h r^2 mean(g h)), d_factor = sum of d h r.
-  __device__ void backward(Product& d) const {
-    constexpr int kAhead = 4;
-    float h[kAhead][4], r[kHalves][2], products[kHalves][2] = {}, of_columns[4] = {};
-    const float* const sum = at(work_.h);
-    for_rows(
-        [&](int half, int i) { r[half][i] = has(half, i) ? work_.rstd[first_ + 64 * half + 8 * i] : 0; });
+  __device__ void backward(Product& d) {
+    float products[kHalves][2] = {};
+    Ring ring(tile_ * pieces_of_tile<kForward>(work_));
+    pieces_.begin();
 #pragma unroll
-    for (int p = 0; p < kAhead; ++p) read(h[p], sum + Part(p).offset(), has(Part(p)));
+    for (int p = 0; p < kPieces; ++p) {
+      const Place place = next(ring);
+      float columns[8] = {};
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const Part part(p);
-      gather(d, part);
-      float f[4];
-      load(shared_.factor + 16 * part.q + column_, f);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float& g = d[part.half][part.number(e)];
-        const float product = g * h[p % kAhead][e];
-        of_columns[e] += product * r[part.half][part.i];
-        products[part.half][part.i] += product * f[e];
-        g *= f[e];
+      for (int j = 0; j < 4; ++j) {
+        const float2 f = factor(4 * p + j);
+        for_rows([&](int half, int i) {
+          const float2 h = pair(place, half, i, j);
+          float* const g = d[half] + 4 * (4 * p + j) + 2 * i;
+          const float a = g[0] * h.x, b = g[1] * h.y;
+          columns[2 * j] += a * rstd_[half][i], columns[2 * j + 1] += b * rstd_[half][i];
+          products[half][i] += a * f.x + b * f.y;
+          g[0] *= f.x, g[1] *= f.y;
+        });
       }
-      if (p % 4 == 3) add_columns(part.q, of_columns);
-      if (p + kAhead < kParts) {
-        const Part next(p + kAhead);
-        read(h[p % kAhead], sum + next.offset(), has(next));
-      }
+      done(place);
+      of_columns_[p] += add_rows(columns);
     }
     add_other_blocks(products);
-    constexpr int kBoth = kAhead / 2;  // h and d_sum
-    const bool added = work_.d_sum != nullptr, rounds = work_.rounded != nullptr;
-    const float* const d_sum = at(work_.d_sum);
-    float* const to = at(work_.to);
-    Bfloat16* const rounded = at(work_.rounded);
-    const auto read_both = [&](int p) {
-      const Part part(p);
-      read(h[p % kBoth], sum + part.offset(), has(part));
-      read(h[kBoth + p % kBoth], d_sum + part.offset(), has(part) && added);
-    };
+    for_rows([&](int half, int i) { products[half][i] *= rstd_[half][i] * rstd_[half][i] / kD; });
 #pragma unroll
-    for (int p = 0; p < kBoth; ++p) read_both(p);
-    for_rows([&](int half, int i) { products[half][i] *= r[half][i] * r[half][i] / kD; });
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const Part part(p);
-      float dx[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        dx[e] = h[kBoth + p % kBoth][e] +
-                r[part.half][part.i] *
-                    (d[part.half][part.number(e)] - h[p % kBoth][e] * products[part.half][part.i]);
-      }
-      write(dx, to + part.offset(), has(part));
-      write(dx, rounded + part.offset(), has(part) && rounds);
-      if (p + kBoth < kParts) read_both(p + kBoth);
+    for (int p = 0; p < kPieces; ++p) {
+      const Place of_h = next(ring), place = work_.added ? next(ring) : of_h;
+      if (work_.rounds && p % 2 == 0) begin_rounded(p / 2);
+      for_pairs([&](int half, int i, int j) {
+        const float2 h = pair(of_h, half, i, j);
+        float2& to = pair(place, half, i, j);
+        const float2 d_sum = to;
+        const float* const g = d[half] + 4 * (4 * p + j) + 2 * i;
+        const float r = rstd_[half][i], mean = products[half][i];
+        float2 dx{r * (g[0] - h.x * mean), r * (g[1] - h.y * mean)};
+        if (work_.added) dx.x += d_sum.x, dx.y += d_sum.y;
+        to = dx;
+        if (work_.rounds) round(half, i, p % 2 * 4 + j, dx.x, dx.y);
+      });
+      if (work_.added) done(of_h);
+      written_for_copies();
+      done(place);
+      if (work_.rounds && p % 2 == 1) end_rounded();
     }
+    pieces_.end();
   }
 
-  template <class T>
-  __device__ T* at(T* matrix) const {
-    return opaque(matrix + at_);
-  }
-  __device__ bool has(int half, int i) const { return 64 * half + 8 * i < rows_; }
-  __device__ bool has(Part part) const { return part.row() < rows_; }
+  __device__ int row(int half, int i) const { return first_row(tile_) + row_ + 64 * half + 8 * i; }
+  __device__ bool has(int half, int i) const { return row(half, i) < work_.M; }
   template <class F>
   __device__ static void for_rows(F&& f) {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) f(half, 0), f(half, 1);
+  }
+  template <class F>
+  __device__ static void for_pairs(F&& f) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) for_rows([&](int half, int i) { f(half, i, j); });
   }
 
   // Sums of the thread's rows become those of all columns.
@@ -292,7 +333,7 @@ class Epilogue {
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
     });
-    const int lane = threadIdx.x % 32, column = lane % 4, turn = n_ % 2;
+    const int lane = threadIdx.x % 32, column = lane % 4, turn = turn_ % 2;
     float2* const others = shared_.others[warp_][turn] + lane / 4 * kHalves;
     Barrier& came = shared_.came[warp_][turn];
     if (lane == 0) came.arrive_expecting(sizeof(shared_.others[0][0]));
@@ -301,60 +342,57 @@ class Epilogue {
       send_to_block(address_in_block(others + column, other), column == 0 ? sums[0][0] : sums[1][0],
                     column == 0 ? sums[0][1] : sums[1][1], address_in_block(&came, other));
     }
-    came.wait(n_ / 2);
+    came.wait(turn_ / 2);
 #pragma unroll
     for (int half = 0; half < kHalves; ++half)
       sums[half][0] += others[half].x, sums[half][1] += others[half].y;
   }
 
-  // The warp's sums over the rows of 16 columns join those of its other tiles; `sums` are zeros then. Lanes
-  // of the same columns exchange them, until each has one.
-  __device__ void add_columns(int q, float (&sums)[4]) const {
-    const int lane = threadIdx.x % 32;
-    const bool upper = lane & 16, odd = lane & 8;
-    float pair[2], sum;
+  // Of 8 columns the sums over the warp's rows: lanes of the same columns exchange theirs until each has one,
+  // the 4 (lane / 16) + 2 (lane / 8 % 2) + lane / 4 % 2-th.
+  __device__ static float add_rows(float (&sums)[8]) {
+    int count = 4;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      pair[e] = upper ? sums[2 + e] : sums[e];
-      pair[e] += __shfl_xor_sync(~0u, upper ? sums[e] : sums[2 + e], 16);
+    for (int distance = 16; distance >= 4; distance /= 2, count /= 2) {
+      const bool upper = threadIdx.x & distance;
+#pragma unroll
+      for (int e = 0; e < count; ++e) {
+        const float mine = upper ? sums[count + e] : sums[e], others = upper ? sums[e] : sums[count + e];
+        sums[e] = mine + __shfl_xor_sync(~0u, others, distance);
+      }
     }
-    sum = odd ? pair[1] : pair[0];
-    sum += __shfl_xor_sync(~0u, odd ? pair[0] : pair[1], 8);
-    sum += __shfl_xor_sync(~0u, sum, 4);
-    if ((lane & 4) == 0) shared_.d_factor[warp_][16 * q + column_ + 2 * upper + odd] += sum;
-#pragma unroll
-    for (float& x : sums) x = 0;
+    return sums[0];
   }
 
   const Work& work_;
   Shared& shared_;
-  int n_, warp_, column_, rows_, first_;
-  std::int64_t at_;  // in matrices, of the first part
+  int warp_, row_, tile_ = 0, turn_ = 0;
+  int pair_, rounded_pair_;  // bytes from the begin of a piece
+  const float* factor_;
+  Turns pieces_, rounded_;
+  float rstd_[kHalves][2];
+  float of_columns_[kPieces] = {};
 };
 
 // The part of the multiplying warpgroups.
 template <bool kForward>
-__device__ void multiply_and_finish(const Work& work, const char* stages, Shared& shared) {
+__device__ void multiply_and_finish(const Work& work, Shared& shared) {
   const int thread = threadIdx.x - 128, warpgroup = thread / 128, lane = thread % 32;
-  for (int i = thread; i < kColumns; i += kMultiplying)
-    shared.factor[i] = work.factor[blockIdx.z * kColumns + i];
-  if constexpr (!kForward) {
-    for (int i = thread; i < kWarps * kColumns; i += kMultiplying) shared.d_factor[0][i] = 0;
-  }
-  named_wait(3, kMultiplying);
   const auto release = [&](int stage) {
     if (lane == 0) shared.empty[stage].arrive();
   };
-  if (warpgroup == 1) named_arrive(1, kMultiplying);
-  for (int i = warpgroup, n = 0, row; (row = first_row(i)) < work.M; i += 2, ++n) {
+  // In turns: then a barrier's phase before the one that is waited for is over, as a wait needs.
+  const Turns products(1, warpgroup);
+  Epilogue<kForward> epilogue(work, shared, warpgroup);
+  for (int i = warpgroup, n = 0; first_row(i) < work.M; i += 2, ++n) {
     Product d;
     RingPlace<kStages> place(i * work.depth);
     int previous = 0;
-    // In turns: then a barrier's phase before the one that is waited for is over, as a wait needs.
-    named_wait(1 + warpgroup, kMultiplying);
+    epilogue.begin(i, n);
+    products.begin();
     for (int k = 0; k < work.depth; ++k) {
       shared.full[place.stage].wait(place.phase);
-      const char* const rows = stages + place.stage * kStageBytes;
+      const char* const rows = shared.stages[place.stage];
       products_begin();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
@@ -372,16 +410,20 @@ __device__ void multiply_and_finish(const Work& work, const char* stages, Shared
       previous = place.stage;
       place.advance();
     }
-    named_arrive(2 - warpgroup, kMultiplying);
+    products.end();
     products_wait<0>();
     release(previous);
-    Epilogue<kForward>(work, shared, row, n).finish(d);
+    epilogue.finish(d);
   }
   if constexpr (!kForward) {
+    auto* const d_factor = reinterpret_cast<float*>(shared.stages);
+    named_wait(3, kMultiplying);
+    epilogue.write_columns(d_factor);
     named_wait(3, kMultiplying);
     if (thread < kColumns) {
       float sum = 0;
-      for (const auto& of_warp : shared.d_factor) sum += of_warp[thread];
+#pragma unroll
+      for (int warp = 0; warp < kWarps; ++warp) sum += d_factor[warp * kColumns + thread];
       work.of_rows[std::int64_t{blockIdx.x} * kD + blockIdx.z * kColumns + thread] = sum;
     }
   }
@@ -390,11 +432,13 @@ __device__ void multiply_and_finish(const Work& work, const char* stages, Shared
 template <bool kForward>
 __global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ Work work) {
   if constexpr (kForHopper) {
-    extern __shared__ char shared_bytes[];
-    char* const stages = shared_bytes + (-shared_address(shared_bytes) & 1023);
-    auto& shared = *reinterpret_cast<Shared*>(stages + kStages * kStageBytes);
+    extern __shared__ __align__(1024) char shared_bytes[];
+    auto& shared = *reinterpret_cast<Shared*>(shared_bytes);
     if (threadIdx.x == 0) {
       for (int i = 0; i < kStages; ++i) shared.full[i].start(1), shared.empty[i].start(4);  // warps
+      for (int i = 0; i < kSlots; ++i)
+        shared.came_in[i].start(1), shared.used[i].start(128), shared.gone[i].start(1);
+      shared.rounded_there.start(128), shared.rounded_gone.start(1);
       for (auto& came : shared.came) came[0].start(1), came[1].start(1);
       barriers_are_started();
     }
@@ -403,19 +447,28 @@ __global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ 
     wait_for_previous();
     if (threadIdx.x >= 128) {
       take_registers<240>();
-      multiply_and_finish<kForward>(work, stages, shared);
+      multiply_and_finish<kForward>(work, shared);
     } else {
       give_registers<24>();
-      if (threadIdx.x == 0) copy_for_products<kForward>(work, stages, shared);
+      if (threadIdx.x == 0) copy_for_products<kForward>(work, shared);
+      if (threadIdx.x == 32) copy_pieces<kForward>(work, shared);
+      if (threadIdx.x == 64) copy_pieces_back<kForward>(work, shared);
+      if (threadIdx.x == 96) copy_rounded_back(work, shared);
       __syncwarp();
     }
     cluster_sync();  // no block ends while the other sends to it
   }
 }
 
-CUtensorMap matrix_map(const Bfloat16* matrix, std::int64_t rows, std::int64_t columns, int box_rows,
+template <class T>
+CUtensorMap matrix_map(const T* matrix, std::int64_t rows, std::int64_t columns, int box_rows,
                        int box_blocks) {
   return cuda::matrix_map("product_rms_norm", matrix, rows, columns, columns, box_rows, box_blocks);
+}
+// Of a matrix [M, D] that goes through slots; some there are only sometimes.
+template <class T>
+CUtensorMap pieces_map(const T* matrix, std::int64_t M) {
+  return matrix == nullptr ? CUtensorMap{} : matrix_map(matrix, M, kD, kRows, 1);
 }
 
 std::int64_t clusters(std::int64_t M) {
@@ -425,8 +478,8 @@ std::int64_t clusters(std::int64_t M) {
 template <bool kForward>
 void launch(Work& work, std::int64_t M, std::int64_t K, cudaStream_t stream) {
   work.M = static_cast<int>(M), work.depth = static_cast<int>(K / kDepth);
-  allow_shared_memory(products<kForward>, kBytes);
-  launch_step({dim3(grid_size(clusters(M)), 1, kBlocks), kThreads, kBytes, stream, kBlocks},
+  allow_shared_memory(products<kForward>, sizeof(Shared));
+  launch_step({dim3(grid_size(clusters(M)), 1, kBlocks), kThreads, sizeof(Shared), stream, kBlocks},
               products<kForward>, work);
 }
 
@@ -439,11 +492,11 @@ bool has_product_rms_norm() {
 void product_rms_norm(const ProductRmsNorm& p, cudaStream_t stream) {
   Work work{.x = matrix_map(p.x, p.M, p.K, kRows, 1),
             .weight = matrix_map(p.weight, kD, p.K, kColumns, 1),
-            .h = p.residual,
+            .h = pieces_map(p.residual, p.M),
+            .to = pieces_map(p.sum, p.M),
+            .rounded = pieces_map(p.normal, p.M),
             .factor = p.factor,
-            .to = p.sum,
             .of_rows = p.rstd,
-            .rounded = p.normal,
             .eps = p.eps};
   launch<true>(work, p.M, p.K, stream);
 }
@@ -455,13 +508,15 @@ std::int64_t product_rms_norm_sums(std::int64_t M) {
 void product_rms_norm_gradients(const ProductRmsNormGradients& p, cudaStream_t stream) {
   Work work{.x = matrix_map(p.dy, p.M, p.K, kRows, 1),
             .weight = matrix_map(p.weight, p.K, kD, kDepth, kColumns / 64),
-            .h = p.sum,
-            .d_sum = p.d_sum,
+            .h = pieces_map(p.sum, p.M),
+            .d_sum = pieces_map(p.d_sum, p.M),
+            .to = pieces_map(p.dx, p.M),
+            .rounded = pieces_map(p.d_added, p.M),
+            .added = p.d_sum != nullptr,
+            .rounds = p.d_added != nullptr,
             .factor = p.factor,
             .rstd = p.rstd,
-            .to = p.dx,
-            .of_rows = p.d_factor,
-            .rounded = p.d_added};
+            .of_rows = p.d_factor};
   launch<false>(work, p.M, p.K, stream);
 }
 
