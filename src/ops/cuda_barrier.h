@@ -57,12 +57,14 @@ __device__ inline void send_to_block(std::uint32_t to, float a, float b, std::ui
 __device__ inline void written_for_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// Copies from shared memory, by one thread: started, in groups that are committed, until they have read it.
+// Copies from shared memory, by one thread: started, in groups that are committed, until all but the last
+// `kLeft` groups have read it.
 __device__ inline void commit_copies_back() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
+template <int kLeft = 0>
 __device__ inline void wait_for_copies_back() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kLeft) : "memory");
 }
 
 }  // namespace megalodon::ops::cuda

@@ -8,48 +8,53 @@
 #include "ops/cuda_tensor_map.h"
 #include "ops/swiglu/cuda_sigmoid.h"
 
-// A block goes through tiles of the product: a warpgroup copies, two multiply a tile each in turn, so that
-// what one does with its sums falls into the other's products. Up to a depth of kMostResident the weight of
-// the block's columns stays in shared memory and its tiles are below each other; a ring carries the rest.
+// A block goes through tiles of the product: a warpgroup copies, two or three multiply a tile each in turn,
+// so that what one does with its sums falls into the others' products. Up to a depth of kMostResident the
+// weight of the block's columns stays in shared memory and its tiles are below each other; a ring carries the
+// rest.
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kDepth = 64, kMostResident = 384;  // of a stage; of a weight that stays
-[[maybe_unused]] constexpr int kThreads = 384, kMultiplying = 256;
+constexpr int kDepth = 64, kMostResident = 384;       // of a stage; of a weight that stays
 [[maybe_unused]] constexpr int kBoxBytes = 64 * 128;  // 64 rows of 64 numbers
 constexpr int kWarpBoxBytes = 16 * 128;               // a warp's rows of them
 constexpr int kSetBytes = 2 * kWarpBoxBytes;
-constexpr int kAcross = 2;  // backward: boxes in a tile's columns
+constexpr int kAcross = 2;                                         // backward: boxes in a tile's columns
+constexpr int kOutColumns = 32, kOutBytes = 64 * kOutColumns * 2;  // forward: of 64 rows, in a box
 
 template <bool kForward_, bool kHasB_, bool kResident_>
 struct Config {
   static constexpr bool kForward = kForward_, kHasB = kHasB_, kResident = kResident_;
   static_assert(kHasB || !kForward);
+  static constexpr int kWarpgroups = kForward && kResident ? 3 : 2,
+                       kThreads = 128 * (1 + kWarpgroups);                 // that multiply
   static constexpr int kHalves = kResident ? 1 : 2, kRows = 64 * kHalves;  // of a tile
   static constexpr int kColumns = kForward && kResident ? 192 : 128;       // of the product in a tile
   static constexpr int kFeatures = kForward ? kColumns / 2 : kColumns;     // forward: a's, and as many of b
-  static constexpr int kStages = !kResident ? (kForward ? 6 : 5) : kForward ? 6 : 8;
+  static constexpr int kStages = !kResident ? (kForward ? 6 : 5) : kForward ? 7 : 8;
   static constexpr int kRowsBytes = kRows * 128, kWeightBytes = kColumns * 128;
   static constexpr int kStageBytes = kRowsBytes + (kResident ? 0 : kWeightBytes);
   static constexpr int kResidentBytes = kResident ? kWeightBytes * (kMostResident / kDepth) : 0;
-  static constexpr int kPitch = kFeatures * 2 + 16;  // forward: of 16 rows on their way to memory
-  static constexpr int kWarpBytes = kForward ? 16 * kPitch : 2 * kSetBytes;
-  static constexpr int kBytes = 1024 + kResidentBytes + kStages * kStageBytes + 8 * kWarpBytes + 512;
+  static constexpr int kOutBoxes = 2;  // forward: of a warpgroup, on their way to memory
+  static constexpr int kWarpgroupBytes = kForward ? kOutBoxes * kOutBytes : 4 * 2 * kSetBytes;
+  static constexpr int kBytes =
+      1024 + kResidentBytes + kStages * kStageBytes + kWarpgroups * kWarpgroupBytes + 512;
   static_assert(kBytes <= 227 * 1024);
 };
 
 struct Work {
   CUtensorMap x, weight;
-  CUtensorMap a{}, b{}, da{}, db{}, to_y{};  // backward: boxes of a warp
-  Bfloat16 *both = nullptr, *y = nullptr;    // [M, 2 F], forward; [M, F]; null where they are not wanted
+  CUtensorMap a{}, b{}, da{}, db{}, to_y{};  // forward: boxes of a warpgroup; backward: of a warp
+  bool has_factors = false;                  // forward: whether a and b are wanted
+  Bfloat16* y = nullptr;                     // backward: [M, F], null where it is not wanted
   float* sums = nullptr;                     // backward: of a warp's rows of da, or null
   int M = 0, F = 0, depth = 0;               // depth: stages
   int rows = 0, columns = 0, group = 0;      // tiles; rows of tiles in a group
 };
 
-template <int kStages>
+template <class C>
 struct Shared {
-  Barrier full[kStages], empty[kStages], resident, chunks[8][2];
+  Barrier full[C::kStages], empty[C::kStages], resident, chunks[4 * C::kWarpgroups][2];
 };
 
 // A block's i-th tile. Neighbouring blocks have tiles of a group of rows, so that these come from the second
@@ -92,8 +97,7 @@ __device__ void copy_weight(const Work& work, char* to, int column, int k, Barri
 
 // The part of the copying thread.
 template <class C>
-__device__ void copy_for_products(const Work& work, char* resident, char* stages,
-                                  Shared<C::kStages>& shared) {
+__device__ void copy_for_products(const Work& work, char* resident, char* stages, Shared<C>& shared) {
   Tile<C> tile{work};
   if (C::kResident && tile.find(0)) {
     shared.resident.arrive_expecting(work.depth * C::kWeightBytes);
@@ -123,70 +127,67 @@ __device__ float high(std::uint32_t pair) {
   return __uint_as_float(pair & 0xffff0000);
 }
 
-// x, of which the compiler knows nothing: what follows from it does not take registers during products.
-[[maybe_unused]] __device__ int opaque(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
-// 16 rows of a warp to memory by way of `stage`; word(j, half) is the thread's pair of columns 8 j + ... of
-// row + 8 half.
-template <int kFeatures, int kPitch, class F>
-__device__ void store_rows(char* stage, F&& word, Bfloat16* out, int pitch, int rows, int columns) {
-  const int lane = opaque(threadIdx.x % 32);
-  const std::uint32_t at = shared_address(stage) + (lane & 15) * kPitch + (lane >> 4) * 16;
-#pragma unroll
-  for (int j = 0; j < kFeatures / 8; j += 2) {
-    const std::uint32_t words[4] = {word(j, 0), word(j, 1), word(j + 1, 0), word(j + 1, 1)};
-    store_matrices<false>(words, at + j * 16);
+// What a warpgroup makes of its rows, to memory by way of boxes in shared memory.
+template <class C>
+class Outputs {
+ public:
+  __device__ Outputs(const Work& work, char* boxes, int warpgroup, int warp)
+      : work_(work), boxes_(boxes), warpgroup_(warpgroup) {
+    const int lane = threadIdx.x % 32, row = lane & 15;
+    leads_ = warp == 0 && lane == 0;
+    place_ = (warp * 16 + row) * kOutColumns * 2 + ((lane >> 4 ^ row / 2 % 4) << 4);
   }
-  __syncwarp();
-  // A warp's units of 16 bytes are whole rows once in kPeriod times.
-  constexpr int kUnits = kFeatures / 8, kPeriod = kUnits % 3 == 0 ? 3 : 1, kStep = 32 * kPeriod / kUnits;
-  static_assert(32 * kPeriod % kUnits == 0 && 16 % kStep == 0);
+
+  // a, b and y of 64 rows from `row` on.
+  __device__ void finish(const float (&d)[C::kColumns / 2], int row, int column) {
 #pragma unroll
-  for (int p = 0; p < kPeriod; ++p) {
-    const int unit = lane + 32 * p, first = unit / kUnits, column = unit % kUnits * 8;
-    const char* const from = stage + first * kPitch + column * 2;
-    Bfloat16* const to = out + static_cast<unsigned>(first * pitch + column);
+    for (int i = 0; i < C::kFeatures / kOutColumns; ++i) {
+      const int block = column * (C::kFeatures / kOutColumns) + i;
+      Words a, b, y;
 #pragma unroll
-    for (int row = 0; row < 16; row += kStep) {
-      const uint4 value = *reinterpret_cast<const uint4*>(from + row * kPitch);
-      if (column < columns && first + row < rows)
-        *reinterpret_cast<uint4*>(to + static_cast<unsigned>(row * pitch)) = value;
+      for (int w = 0; w < 8; ++w) {
+        const int n = 16 * i + 2 * w;
+        a[w] = pack(d[n], d[n + 1]);
+        b[w] = pack(d[C::kFeatures / 2 + n], d[C::kFeatures / 2 + n + 1]);
+        y[w] =
+            pack(low(a[w]) * sigmoid(low(a[w])) * low(b[w]), high(a[w]) * sigmoid(high(a[w])) * high(b[w]));
+      }
+      if (work_.has_factors) {
+        send(work_.a, a, row, block);
+        send(work_.b, b, row, block);
+      }
+      send(work_.to_y, y, row, block);
     }
   }
-  __syncwarp();
-}
+  __device__ void end() const {
+    if (leads_) wait_for_copies_back();
+  }
 
-// a, b and y of a warpgroup's 64 rows from `row` on.
-template <class C>
-__device__ void finish_forward(const Work& work, char* stage, const float (&d)[C::kColumns / 2], int row,
-                               int column) {
-  const int first = opaque(row + threadIdx.x % 128 / 32 * 16), F = opaque(work.F);
-  const int from = column * C::kFeatures, rows = work.M - first, columns = F - from;
-  constexpr int kWords = C::kFeatures / 8;
-  std::uint32_t as[kWords][2], bs[kWords][2];  // rounded first, so that the registers of d are free
+ private:
+  using Words = std::uint32_t[8];  // 2 j + half: the thread's pair of columns 8 j + ... of its row + 8 half
+
+  __device__ void send(const CUtensorMap& map, const Words& words, int row, int block) {
+    char* const box = boxes_ + next_ * kOutBytes;
 #pragma unroll
-  for (int i = 0; i < 2 * kWords; ++i) {
-    const int j = i / 2, half = i % 2, n = 4 * j + 2 * half;
-    as[j][half] = pack(d[n], d[n + 1]);
-    bs[j][half] = pack(d[4 * kWords + n], d[4 * kWords + n + 1]);
-    asm volatile("" : "+r"(as[j][half]), "+r"(bs[j][half]));
+    for (int j = 0; j < 4; j += 2) {
+      const std::uint32_t four[4] = {words[2 * j], words[2 * j + 1], words[2 * j + 2], words[2 * j + 3]};
+      store_matrices<false>(four, shared_address(box) + (place_ ^ j << 4));
+    }
+    written_for_copies();
+    if (leads_) wait_for_copies_back<C::kOutBoxes - 2>();  // then the next box is free
+    named_wait(4 + warpgroup_, 128);
+    if (leads_) {
+      copy_tile_back(map, row, block, box);
+      commit_copies_back();
+    }
+    if (++next_ == C::kOutBoxes) next_ = 0;
   }
-  const auto store = [&](Bfloat16* out, int pitch, auto&& word) {
-    store_rows<C::kFeatures, C::kPitch>(stage, word, out, pitch, rows, columns);
-  };
-  if (work.both != nullptr) {
-    Bfloat16* const both = work.both + std::int64_t{first} * 2 * F + from;
-    store(both, 2 * F, [&](int j, int half) { return as[j][half]; });
-    store(both + F, 2 * F, [&](int j, int half) { return bs[j][half]; });
-  }
-  store(work.y + std::int64_t{first} * F + from, F, [&](int j, int half) {
-    const std::uint32_t a = as[j][half], b = bs[j][half];
-    return pack(low(a) * sigmoid(low(a)) * low(b), high(a) * sigmoid(high(a)) * high(b));
-  });
-}
+
+  const Work& work_;
+  char* boxes_;
+  int warpgroup_, place_, next_ = 0;  // the lane's place in a box
+  bool leads_;
+};
 
 // A warp's boxes of a and b, 16 rows of 64 columns: chunk n, of all its tiles' in order, goes to set n % 2.
 template <class C>
@@ -200,7 +201,7 @@ struct Chunks {
   __device__ void order(int n) {
     constexpr int kChunks = kAcross * C::kHalves;
     Tile<C> tile{work};
-    if (!tile.find(warpgroup + 2 * (n / kChunks))) return;
+    if (!tile.find(warpgroup + C::kWarpgroups * (n / kChunks))) return;
     const int chunk = n % kChunks;
     const int row = tile.row * C::kRows + chunk / kAcross * 64 + warp * 16;
     const int block = tile.column * kAcross + chunk % kAcross;
@@ -337,11 +338,11 @@ __device__ void finish_backward(const Work& work, Chunks<C>& chunks, int n,
 // The part of the multiplying warpgroups.
 template <class C>
 __device__ void multiply_and_finish(const Work& work, const char* resident, const char* stages,
-                                    char* of_warps, Shared<C::kStages>& shared) {
+                                    char* of_warpgroups, Shared<C>& shared) {
   const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-  const int number = warpgroup * 4 + warp;
-  char* const mine = of_warps + number * C::kWarpBytes;
-  Chunks<C> chunks{work, mine, shared.chunks[number], warpgroup, warp};
+  char* const mine = of_warpgroups + warpgroup * C::kWarpgroupBytes;
+  [[maybe_unused]] Outputs<C> outputs(work, mine, warpgroup, warp);
+  Chunks<C> chunks{work, mine + warp * 2 * kSetBytes, shared.chunks[warpgroup * 4 + warp], warpgroup, warp};
   if constexpr (!C::kForward) {
     if (lane == 0) chunks.order(0), chunks.order(1);
     __syncwarp();
@@ -350,14 +351,15 @@ __device__ void multiply_and_finish(const Work& work, const char* resident, cons
     if (lane == 0) shared.empty[stage].arrive();
   };
   Tile<C> tile{work};
-  if (warpgroup == 1) named_arrive(1, kMultiplying);
-  for (int i = warpgroup, n = 0; tile.find(i); i += 2, ++n) {
+  const auto give_turn = [&] { named_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256); };
+  if (warpgroup == C::kWarpgroups - 1) give_turn();
+  for (int i = warpgroup, n = 0; tile.find(i); i += C::kWarpgroups, ++n) {
     if (C::kResident && n == 0) shared.resident.wait(0);
     float d[C::kHalves][C::kColumns / 2];
     RingPlace<C::kStages> place(i * work.depth);
     int previous = 0;
     // In turns: then a barrier's phase before the one that is waited for is over, as a wait needs.
-    named_wait(1 + warpgroup, kMultiplying);
+    named_wait(1 + warpgroup, 256);
     for (int k = 0; k < work.depth; ++k) {
       shared.full[place.stage].wait(place.phase);
       const char* const rows = stages + place.stage * C::kStageBytes;
@@ -379,27 +381,28 @@ __device__ void multiply_and_finish(const Work& work, const char* resident, cons
       previous = place.stage;
       place.advance();
     }
-    named_arrive(2 - warpgroup, kMultiplying);
+    give_turn();
     products_wait<0>();
     release(previous);
     if constexpr (C::kForward) {
 #pragma unroll
       for (int half = 0; half < C::kHalves; ++half)
-        finish_forward<C>(work, mine, d[half], tile.row * C::kRows + half * 64, tile.column);
+        outputs.finish(d[half], tile.row * C::kRows + half * 64, tile.column);
     } else {
       finish_backward<C>(work, chunks, n, d, tile);
     }
   }
+  if constexpr (C::kForward) outputs.end();
 }
 
 template <class C>
-__global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ Work work) {
+__global__ void __launch_bounds__(C::kThreads, 1) products(const __grid_constant__ Work work) {
   if constexpr (kForHopper) {
     extern __shared__ char shared_bytes[];
     char* const resident = shared_bytes + (-shared_address(shared_bytes) & 1023);
     char* const stages = resident + C::kResidentBytes;
-    char* const of_warps = stages + C::kStages * C::kStageBytes;
-    auto& shared = *reinterpret_cast<Shared<C::kStages>*>(of_warps + 8 * C::kWarpBytes);
+    char* const of_warpgroups = stages + C::kStages * C::kStageBytes;
+    auto& shared = *reinterpret_cast<Shared<C>*>(of_warpgroups + C::kWarpgroups * C::kWarpgroupBytes);
     static_assert(sizeof shared <= 512);
     if (threadIdx.x == 0) {
       for (int i = 0; i < C::kStages; ++i) shared.full[i].start(1), shared.empty[i].start(4);  // warps
@@ -409,10 +412,10 @@ __global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ 
     }
     __syncthreads();
     if (threadIdx.x >= 128) {
-      take_registers<232>();
-      multiply_and_finish<C>(work, resident, stages, of_warps, shared);
+      take_registers<C::kWarpgroups == 3 ? 160 : 232>();
+      multiply_and_finish<C>(work, resident, stages, of_warpgroups, shared);
     } else {
-      give_registers<40>();
+      give_registers<C::kWarpgroups == 3 ? 24 : 40>();
       if (threadIdx.x == 0) copy_for_products<C>(work, resident, stages, shared);
     }
   }
@@ -434,16 +437,25 @@ void launch_tiles(Work& work, std::int64_t M, std::int64_t K, std::int64_t F, cu
                                   ? std::clamp<std::int64_t>(multiprocessors() / columns, 1, rows) * columns
                                   : std::min(multiprocessors(), rows * columns);
   allow_shared_memory(products<C>, C::kBytes);
-  products<C><<<grid_size(blocks), kThreads, C::kBytes, stream>>>(work);
+  products<C><<<grid_size(blocks), C::kThreads, C::kBytes, stream>>>(work);
 }
 
 template <bool kResident>
 void launch_forward(const ProductSwiglu& p, cudaStream_t stream) {
   using C = Config<true, true, kResident>;
+  const auto of_warpgroup = [&](const Bfloat16* to, std::int64_t pitch) {
+    return tensor_map("product_swiglu", to,
+                      {.sizes = {kOutColumns, p.M, p.F / kOutColumns},
+                       .strides = {pitch, kOutColumns},
+                       .box = {kOutColumns, 64, 1},
+                       .swizzle = CU_TENSOR_MAP_SWIZZLE_64B,
+                       .promotion = CU_TENSOR_MAP_L2_PROMOTION_NONE});
+  };
   Work work{.x = matrix_map(p.x, p.M, p.K, p.K, C::kRows, 1),
             .weight = matrix_map(p.weight, 2 * p.F, p.K, p.K, C::kFeatures, 1),
-            .both = p.both,
-            .y = p.y};
+            .to_y = of_warpgroup(p.y, p.F),
+            .has_factors = p.both != nullptr};
+  if (work.has_factors) work.a = of_warpgroup(p.both, 2 * p.F), work.b = of_warpgroup(p.both + p.F, 2 * p.F);
   launch_tiles<C>(work, p.M, p.K, p.F, stream);
 }
 
