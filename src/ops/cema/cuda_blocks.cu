@@ -336,25 +336,39 @@ class Worker {
   }
   // to: the feature's.
   __device__ void write_gradients(const CemaSums& to, int N) {
-    auto& lags = reinterpret_cast<float (&)[kBlock]>(memory_.kernel[warp_]);  // which have been used, as
-    float* const scratch = reinterpret_cast<float*>(&memory_.tables[warp_]);
-    static_assert(kLagTiles * 16 * 8 * sizeof(float) <= sizeof(Tables));
+    float* const lags = memory_.kernel[warp_];  // which has been used, as all rows
+    float* const scratch = reinterpret_cast<float*>(memory_.rows) + warp_ * Lags::kScratch;
+    static_assert(kFeatures * Lags::kScratch * sizeof(float) <= sizeof(memory_.rows));
+    const float sum = lags_.sum(lane_, scratch);
+    lags[lane_] = sum;
+    if (lane_ == 0) *to.omega = sum, lags[kBlock] = 0;
     __syncwarp();
-    lags[lane_] = lags_.sum(lane_, scratch);
-    __syncwarp();
-    if (lane_ == 0) *to.omega = lags[0];
+    std::uint32_t words[4];
+    lags_as_columns(lags, words);
     const CoefficientMemory& c = memory_.coefficients;
-#pragma unroll 1
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int n = component(half);
-      const Sums sums = half == 0 ? sums_[0] : sums_[1];
-      cuda::write_gradients<kCarried>(sums, memory_.of_first[warp_][n], c.p[warp_][n], c.q[warp_][n],
-                                      c.eta[warp_][n], lags, lane_, n, N, to);
+      Powers powers, slopes;
+      read_powers(tables_ + 1024 * half, powers);
+      make_slopes(powers, first_steps_, slopes);
+      cuda::write_gradients<kCarried>(sums_[half], {powers, slopes, words, lane_}, memory_.of_first[warp_][n],
+                                      c.p[warp_][n], c.q[warp_][n], c.eta[warp_][n], lane_, n, N, to);
     }
   }
 
  private:
   __device__ int component(int half) const { return kHalf * half + lane_ / 4; }
+  // For WithinBlock.
+  __device__ void lags_as_columns(const float* lags, std::uint32_t (&words)[4]) const {
+    const int matrix_column = lane_ / 4, from = 2 * (lane_ % 4) + matrix_column / 2 % 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      std::uint32_t high, low;
+      split(lags[8 * i + from], lags[8 * i + from + 1], high, low);
+      words[i] = matrix_column >= 4 ? 0 : matrix_column % 2 == 0 ? high : low;
+    }
+  }
   // From inputs to what is carried, and from there to outputs.
   __device__ Pair into(int half) const { return coefficient(half, !kBack); }
   __device__ Pair out_of(int half) const { return coefficient(half, kBack); }

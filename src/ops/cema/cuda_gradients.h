@@ -45,22 +45,25 @@ struct Lags {
         multiply_add(of[2 * m + i - 2], dy, x[i / 2][i % 2 * 2], x[i / 2][i % 2 * 2 + 1]);
     }
   }
-  // dk_l, by lane; scratch of kLagTiles 16 x 8 numbers.
+  // dk_l, by lane. A tile's last 8 j and the next one's first 8 have the same lags: in scratch memory those
+  // of row r and column i are r + i - 7, and rows past kBlock zero.
+  static constexpr int kRow = 9, kZeros = 64, kScratch = kBlock * kRow + kZeros;  // numbers
   __device__ float sum(int lane, float* scratch) const {
+    static_assert(8 * kLagTiles == kBlock && kZeros >= 7 * kRow);
+    const int row = lane / 4, column = 2 * (lane % 4);
 #pragma unroll
     for (int tile = 0; tile < kLagTiles; ++tile) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        scratch[(tile * 16 + lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = of[tile][i];
+      for (int i = 0; i < 2; ++i)
+        scratch[(8 * tile + row) * kRow + column + i] =
+            of[tile][2 + i] + (tile + 1 < kLagTiles ? of[tile + 1][i] : 0);
     }
+#pragma unroll
+    for (int i = 0; i < kZeros; i += 32) scratch[kBlock * kRow + i + lane] = 0;
     __syncwarp();
     float sum = 0;
-    for (int tile = 0; tile < kLagTiles; ++tile) {
-      for (int i = 0; i < 8; ++i) {
-        const int j = lane + 15 - 8 * tile - i;
-        if (j >= 0 && j < 16) sum += scratch[(tile * 16 + j) * 8 + i];
-      }
-    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += scratch[(lane + 7 - i) * kRow + i];
     return sum;
   }
 };
@@ -78,29 +81,34 @@ struct OfFirst {
   Pair eta{0, 0}, q{0, 0};
 };
 
-// The gradients of a component's coefficients from the sums, with those over lags within a block, sum_l dk_l
-// Q^l and its derivative; each lane of a row has every fourth lag.
-template <bool kCarried>
-__device__ inline void write_gradients(const Sums& sums, const OfFirst& of_first, float p, Pair q, Pair eta,
-                                       const float (&lags)[kBlock], int lane, int n, int N,
-                                       const CemaSums& to) {
-  const int column = lane % 4;
-  const Pair back = conjugate(q), eta_back = conjugate(eta), one{1, 0};
-  const Pair back2 = multiply(back, back), back3 = multiply(back2, back), back4 = multiply(back2, back2);
-  Pair value{0, 0}, slope{0, 0};  // of a polynomial in back4
+// Sums over the lags within a block, with e = l - 1: what a lane adds to sum dk_l Q^l and sum l dk_l Q^e.
+struct WithinBlock {
+  Pair value{0, 0}, slope{0, 0};
+
+  // lags: the right-hand matrix whose columns 0 and 1 add up to dk_e, 2 and 3 to dk_(e + 1).
+  __device__ WithinBlock(const Powers& powers, const Powers& slopes, const std::uint32_t (&lags)[4],
+                         int lane) {
+    float of_powers[4] = {}, of_slopes[4] = {};
 #pragma unroll
-  for (int i = kBlock / 4 - 1; i >= 0; --i) {
-    slope = multiply_add(slope, back4, value);
-    value = multiply_add(value, back4, {lags[4 * i + column], 0});
+    for (int k = 0; k < 2; ++k) {
+      multiply_add(of_powers, powers[k], lags[2 * k], lags[2 * k + 1]);
+      multiply_add(of_slopes, slopes[k], lags[2 * k], lags[2 * k + 1]);
+    }
+    const Pair sum{of_powers[0] + of_powers[1], of_powers[2] + of_powers[3]};
+    if (lane % 4 == 0) value = sum;
+    if (lane % 4 == 1) slope = {sum.re + of_slopes[0] + of_slopes[1], sum.im + of_slopes[2] + of_slopes[3]};
   }
-  const Pair before = column == 3 ? back2 : column == 2 ? back : one;  // the power of one lag less
-  const Pair first = column == 0 ? one : multiply(before, back);
-  slope = multiply(first, multiply({4 * back3.re, 4 * back3.im}, slope));
-  slope = multiply_add(static_cast<float>(column), multiply(before, value), slope);
-  value = multiply(first, value);
-  value = sum_of_columns(multiply_add(back, sums.value, value));
-  slope = sum_of_columns(
-      Pair{slope.re + sums.value.re + sums.slope.re, slope.im + sums.value.im + sums.slope.im});
+};
+
+// The gradients of a component's coefficients from the sums.
+template <bool kCarried>
+__device__ inline void write_gradients(const Sums& sums, const WithinBlock& within, const OfFirst& of_first,
+                                       float p, Pair q, Pair eta, int lane, int n, int N,
+                                       const CemaSums& to) {
+  const Pair back = conjugate(q), eta_back = conjugate(eta);
+  const Pair value = sum_of_columns(multiply_add(back, sums.value, within.value));
+  const Pair slope = sum_of_columns(
+      Pair{within.slope.re + sums.value.re + sums.slope.re, within.slope.im + sums.value.im + sums.slope.im});
   float dp = multiply(eta_back, value).re;
   const Pair deta = multiply_add(p, value, of_first.eta);
   Pair dq = multiply_add(p, multiply(eta_back, slope), of_first.q);
@@ -108,7 +116,7 @@ __device__ inline void write_gradients(const Sums& sums, const OfFirst& of_first
     dp += sum_of_columns(sums.carried.re);
     dq = multiply_add(p, divide(sum_of_columns(sums.carried_slope), nonzero(back)), dq);
   }
-  if (column != 0 || n >= N) return;
+  if (lane % 4 != 0 || n >= N) return;
   to.p[n] = dp;
   to.q[2 * n] = dq.re, to.q[2 * n + 1] = dq.im;
   to.eta[2 * n] = deta.re, to.eta[2 * n + 1] = deta.im;
