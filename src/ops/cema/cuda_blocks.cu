@@ -113,23 +113,22 @@ class Mover {
   __device__ void run(Walk<kBack> now) {
     const int tiles = now.left(sequences_);
 #pragma unroll 1
-    for (int i = 0; i < kTiles<kBack> && i < tiles; ++i) {
-      fill(i);
-      named_wait(kMoved, kMovers);  // the rows have been read
-      if (thread_ == 0) fetch_until(i + 1 + kStages<kBack>);
-    }
-#pragma unroll 1
-    for (int i = 0; i < tiles; ++i, now.next()) {
-      memory_.used[i % kTiles<kBack>].wait(i / kTiles<kBack>);
-      Rows& rows = memory_.leaving[i % 2];
-      if (arrays_.has_outputs)
-        Move<kBack, kBack>{thread_ / 32, thread_ % 32}.to_rows(memory_.columns[i % kTiles<kBack>][0], rows);
+    for (int i = -kTiles<kBack>; i < tiles; ++i) {  // the tile that workers leave
+      Rows& rows = memory_.leaving[i & 1];
+      if (i >= 0) {
+        memory_.used[i % kTiles<kBack>].wait(i / kTiles<kBack>);
+        if (arrays_.has_outputs)
+          Move<kBack, kBack>{thread_ / 32, thread_ % 32}.to_rows(memory_.columns[i % kTiles<kBack>][0], rows);
+      }
       if (i + kTiles<kBack> < tiles) fill(i + kTiles<kBack>);
       written_for_copies();
       if (thread_ == 0) wait_for_copies_back();  // of the tile before: the next one's rows are free
       named_wait(kMoved, kMovers);
       if (thread_ != 0) continue;
-      if (arrays_.has_outputs) send(now, rows);
+      if (i >= 0) {
+        if (arrays_.has_outputs) send(now, rows);
+        now.next();
+      }
       fetch_until(i + 1 + kTiles<kBack> + kStages<kBack>);
     }
     if (thread_ == 0) wait_for_copies_back();
