@@ -3,6 +3,7 @@
 #include "ops/cema/cuda_tensor_core.h"
 #include "ops/cuda_device.h"
 #include "ops/cuda_hopper.h"
+#include "ops/cuda_step.h"
 
 // CEMA in blocks of kBlock steps on the tensor cores. A warp has one feature of some sequences and goes
 // through their time, a tile of kSteps at a time: forwards through x to y, or backwards through dy to dx,
@@ -32,9 +33,8 @@ inline constexpr int kStreams = kBack ? 2 : 1;
 template <bool kBack>
 inline constexpr int kTiles = kBack ? 2 : 4;
 
-inline constexpr int kZeros = 8;  // before the lags of a kernel
-// Named barriers: of movers, and of the decays that they make.
-[[maybe_unused]] inline constexpr int kMoved = 1, kDecays = 2;
+inline constexpr int kZeros = 8;                   // before the lags of a kernel
+[[maybe_unused]] inline constexpr int kMoved = 1;  // the movers' barrier
 
 // Of a feature. The conjugate of p conj(eta) Q scales states.
 struct Factors {
@@ -54,7 +54,7 @@ struct Memory {
   Columns columns[kTiles<kBack>][kStreams<kBack>];
   Factors factors[kFeatures];
   float kernel[kFeatures][kZeros + kBlock];
-  CoefficientMemory coefficients;
+  FeatureCoefficients coefficients[kFeatures];
   OfFirst of_first[kBack ? kFeatures : 1][kComponents];
   Barrier arrived[kStages<kBack>], filled[kTiles<kBack>], used[kTiles<kBack>];
 };
@@ -98,17 +98,11 @@ class Mover {
         sequences_(sequences),
         coming_(first) {}
 
-  // By one of the movers, when it has started the barriers.
-  __device__ void begin() { fetch_until(kStages<kBack>); }
-
-  // What the workers' scans need.
-  __device__ void make_decays() const {
-    for (int i = thread_; i < kFeatures * kComponents; i += kMovers) {
-      const int feature = i / kComponents, n = i % kComponents;
-      const Pair back = conjugate(memory_.coefficients.q[feature][n]);
-      cuda::make_decays(back, n, memory_.factors[feature].decays);
-      memory_.factors[feature].scale[n] = conjugate(multiply(memory_.coefficients.weight(feature, n), back));
-    }
+  // By one of the movers.
+  __device__ void begin() {
+    prefetch(coming_);
+    wait_for_previous();
+    fetch_until(kStages<kBack>);
   }
   __device__ void run(Walk<kBack> now) {
     const int tiles = now.left(sequences_);
@@ -135,19 +129,35 @@ class Mover {
   }
 
  private:
+  // f(stream, step) for each box of a tile.
+  template <class F>
+  __device__ static void for_boxes(F&& f) {
+#pragma unroll
+    for (int stream = 0; stream < kStreams<kBack>; ++stream) {
+#pragma unroll
+      for (int step = 0; step < kSteps; step += kBoxSteps) f(stream, step);
+    }
+  }
+  // The first tiles to the second cache, which sees what the kernel before still writes to them.
+  __device__ void prefetch(Walk<kBack> at) const {
+    prefetch_map(arrays_.out);
+#pragma unroll 1
+    for (int i = 0; i < kStages<kBack> && at.sequence < sequences_; ++i, at.next()) {
+      for_boxes([&](int stream, int step) {
+        prefetch_box(arrays_.in[stream], feature_, at.first_step() + step, at.sequence);
+      });
+    }
+  }
   __device__ void fetch_until(int tiles) {
 #pragma unroll 1
     for (; fetched_ < tiles && coming_.sequence < sequences_; ++fetched_, coming_.next()) {
       const int stage = fetched_ % kStages<kBack>;
       Barrier& arrived = memory_.arrived[stage];
       arrived.arrive_expecting(sizeof(memory_.rows[stage]));
-#pragma unroll
-      for (int stream = 0; stream < kStreams<kBack>; ++stream) {
-#pragma unroll
-        for (int step = 0; step < kSteps; step += kBoxSteps)
-          copy_box(memory_.rows[stage][stream] + 2 * step, arrays_.in[stream], feature_,
-                   coming_.first_step() + step, coming_.sequence, arrived);
-      }
+      for_boxes([&](int stream, int step) {
+        copy_box(memory_.rows[stage][stream] + 2 * step, arrays_.in[stream], feature_,
+                 coming_.first_step() + step, coming_.sequence, arrived);
+      });
     }
   }
   // The i-th tile, from rows to columns.
@@ -213,7 +223,7 @@ __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low)
   return x[0];
 }
 
-// A warp of workers: feature d, the `warp`-th of the thread block's.
+// A warp of workers: a feature.
 template <bool kBack, bool kCarried>
 class Worker {
  public:
@@ -225,25 +235,35 @@ class Worker {
         left_(warp_ * kColumn + row_of_blocks<true>(lane_)),
         right_(warp_ * kColumn + row_of_blocks<false>(lane_)),
         first_steps_(pack(static_cast<float>(2 * (lane_ % 4)), static_cast<float>(2 * (lane_ % 4) + 1))) {
-    const CoefficientMemory& c = memory.coefficients;
+    if (kBack && lane_ < kComponents) memory.of_first[warp_][lane_] = {};
+  }
+
+  // From the coefficients: powers, lags, and what scans and states are multiplied with.
+  __device__ void make_tables() {
+    const FeatureCoefficients& c = memory_.coefficients[warp_];
+    Tables& tables = memory_.tables[warp_];
+    Factors& factors = memory_.factors[warp_];
+    const int n = lane_ % kComponents;
+    const Pair back = conjugate(c.q[n]);
+    make_decays(back, n, factors.decays);
+    factors.scale[n] = conjugate(multiply(c.weight(n), back));
     float lags[8] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int n = component(half);
-      make_powers(nonzero(conjugate(c.q[warp_][n])), c.weight(warp_, n), lane_,
-                  memory.tables[warp_].powers[half], low_powers_[half], lags);
+      make_powers(nonzero(conjugate(c.q[component(half)])), c.weight(component(half)), lane_,
+                  tables.powers[half], low_powers_[half], lags);
     }
-    float (&kernel)[kZeros + kBlock] = memory.kernel[warp_];
+    float (&kernel)[kZeros + kBlock] = memory_.kernel[warp_];
     const int row = lane_ / 4, column = lane_ % 4;
     if (lane_ < kZeros) kernel[lane_] = 0;
     kernel[kZeros + 8 * (row / 2) + 2 * column + row % 2] =
-        sum_of_row(lags, lane_) + (lane_ == 0 ? c.omega[warp_] : 0);
+        sum_of_row(lags, lane_) + (lane_ == 0 ? c.omega : 0);
     __syncwarp();
     const auto words = [&](int distance) {
       const float* const at = &kernel[kZeros - 7 + 8 * distance + 2 * column + row];
       return pack(at[0], at[1]);
     };
-    memory.tables[warp_].lags[lane_] = {words(0), words(1), words(2), words(3)};
+    tables.lags[lane_] = {words(0), words(1), words(2), words(3)};
     __syncwarp();
     if constexpr (!kBack) {
       for (int pair = 0; pair < 2; ++pair) read_out_powers(pair, out_powers_[pair]);
@@ -323,11 +343,11 @@ class Worker {
       if (to != nullptr) *reinterpret_cast<Pair*>(to + (row * N + n) * 2) = value;
       if constexpr (kBack) {
         if (first == nullptr) continue;
-        const CoefficientMemory& c = memory_.coefficients;
-        const Pair h = conjugate(read(first, row, half, N)), back = conjugate(c.q[warp_][n]);
+        const FeatureCoefficients& c = memory_.coefficients[warp_];
+        const Pair h = conjugate(read(first, row, half, N)), back = conjugate(c.q[n]);
         OfFirst& sum = memory_.of_first[warp_][n];
         sum.eta = multiply_add(h, multiply(back, a.value), sum.eta);
-        Pair slope = multiply(conjugate(c.eta[warp_][n]), {a.value.re + a.slope.re, a.value.im + a.slope.im});
+        Pair slope = multiply(conjugate(c.eta[n]), {a.value.re + a.slope.re, a.value.im + a.slope.im});
         if constexpr (kCarried) slope = multiply_add(1, divide(carried_[half].slope, nonzero(back)), slope);
         sum.q = multiply_add(h, slope, sum.q);
       }
@@ -344,7 +364,7 @@ class Worker {
     __syncwarp();
     std::uint32_t words[4];
     lags_as_columns(lags, words);
-    const CoefficientMemory& c = memory_.coefficients;
+    const FeatureCoefficients& c = memory_.coefficients[warp_];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int n = component(half);
@@ -352,7 +372,7 @@ class Worker {
       read_powers(tables_ + 1024 * half, powers);
       make_slopes(powers, first_steps_, slopes);
       cuda::write_gradients<kCarried>(sums_[half], {powers, slopes, words, lane_}, memory_.of_first[warp_][n],
-                                      c.p[warp_][n], c.q[warp_][n], c.eta[warp_][n], lane_, n, N, to);
+                                      c.p[n], c.q[n], c.eta[n], lane_, n, N, to);
     }
   }
 
@@ -372,9 +392,9 @@ class Worker {
   __device__ Pair into(int half) const { return coefficient(half, !kBack); }
   __device__ Pair out_of(int half) const { return coefficient(half, kBack); }
   __device__ Pair coefficient(int half, bool first) const {
-    const CoefficientMemory& c = memory_.coefficients;
+    const FeatureCoefficients& c = memory_.coefficients[warp_];
     const int n = component(half);
-    return first ? Pair{c.p[warp_][n], 0} : conjugate(multiply(c.eta[warp_][n], c.q[warp_][n]));
+    return first ? Pair{c.p[n], 0} : conjugate(multiply(c.eta[n], c.q[n]));
   }
   // States forwards are the conjugated of what is carried here.
   __device__ static Pair in_time(Pair a) { return kBack ? a : conjugate(a); }
@@ -463,24 +483,25 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (Barrier& barrier : memory.filled) barrier.start(kMovers / 32);
       for (Barrier& barrier : memory.used) barrier.start(kFeatures);
       barriers_are_started();
-      mover.begin();
-    }
-    memory.coefficients.read(s, c, first_feature);
-    if constexpr (kBack) {
-      if (thread < kFeatures * kComponents) memory.of_first[thread / kComponents][thread % kComponents] = {};
     }
     __syncthreads();
     if (thread >= kWorkers) {
       give_registers<32>();
-      mover.make_decays();
-      named_arrive(kDecays, kThreads);
+      if (thread == kWorkers) mover.begin();
       mover.run(now);
     } else {
       take_registers<112>();
       const int warp = thread / 32;
       const std::int64_t d = first_feature + warp;
       Worker<kBack, kCarried> worker(memory);
-      named_wait(kDecays, kThreads);
+      // Tables are made while the kernel before ends, and again if that wrote other coefficients.
+      bool early = true;
+#pragma unroll 1
+      while (memory.coefficients[warp].read(s, c, d, thread % 32) || early) {
+        worker.make_tables();
+        wait_for_previous();
+        early = false;
+      }
       for (int i = 0; now.sequence < sequences; ++i, now.next()) {
         const int place = i % kTiles<kBack>;
         const std::int64_t row = now.sequence * s.D + d;
@@ -507,8 +528,8 @@ void launch(const CemaShape& s, const CemaCoefficients& c, const Arrays& arrays,
   const auto kernel = blocks<kBack, kCarried>;
   allow_shared_memory(kernel, sizeof(Memory<kBack>));
   const dim3 grid(static_cast<unsigned>(s.D / kFeatures), static_cast<unsigned>(cema_block_groups(s)));
-  kernel<<<grid, kThreads, sizeof(Memory<kBack>), stream>>>(s, c, arrays, static_cast<int>(s.L / kCemaTile),
-                                                            carry_in, carry_out, to);
+  launch_step({grid, kThreads, sizeof(Memory<kBack>), stream}, kernel, s, c, arrays,
+              static_cast<int>(s.L / kCemaTile), carry_in, carry_out, to);
 }
 
 }  // namespace

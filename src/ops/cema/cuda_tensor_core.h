@@ -49,9 +49,9 @@ using Decays = Pair[3][kComponents];
 __device__ inline void make_decays(Pair q, int n, Decays& to) {
   double re = q.re, im = q.im;
   static_assert(kBlock == 1 << 5 && kRun == 1 << 2);
-#pragma unroll 1
+#pragma unroll
   for (int row = 0; row < 3; ++row) {
-#pragma unroll 1
+#pragma unroll
     for (int i = row == 0 ? 5 : row == 1 ? 2 : 1; i > 0; --i) {
       const double next = re * re - im * im;
       im = 2 * re * im, re = next;
@@ -60,30 +60,33 @@ __device__ inline void make_decays(Pair q, int n, Decays& to) {
   }
 }
 
-// The coefficients of a thread block's features in shared memory, components past N zero.
-struct CoefficientMemory {
-  float p[kFeatures][kComponents];
-  Pair q[kFeatures][kComponents], eta[kFeatures][kComponents];
-  float omega[kFeatures];
+// The coefficients of a feature in shared memory, components past N zero.
+struct FeatureCoefficients {
+  Pair q[kComponents], eta[kComponents];
+  float p[kComponents], omega;
 
-  __device__ void read(const CemaShape& s, const CemaCoefficients& c, std::int64_t first_feature) {
-    static_assert(kFeatures * kComponents <= kThreads);
-    const int feature = static_cast<int>(threadIdx.x / kComponents),
-              n = static_cast<int>(threadIdx.x % kComponents);
-    if (feature >= kFeatures) return;
-    const std::int64_t d = first_feature + feature, from = d * s.N + n;
+  // Those of feature d, by a warp and past the first cache. Whether they are not what was here.
+  __device__ bool read(const CemaShape& s, const CemaCoefficients& c, std::int64_t d, int lane) {
+    const int n = lane % kComponents;
+    const std::int64_t from = d * s.N + n;
     const bool there = n < s.N;
-    const Pair zero{0, 0};
-    const float p_n = there ? c.p[from] : 0, omega_d = c.omega[d];
-    const Pair q_n = there ? reinterpret_cast<const Pair*>(c.q)[from] : zero;
-    const Pair eta_n = there ? reinterpret_cast<const Pair*>(c.eta)[from] : zero;
-    p[feature][n] = p_n, q[feature][n] = q_n, eta[feature][n] = eta_n, omega[feature] = omega_d;
+    const auto pair = [&](const float* x) {
+      const float2 value = there ? __ldcg(reinterpret_cast<const float2*>(x) + from) : float2{0, 0};
+      return Pair{value.x, value.y};
+    };
+    const float p_n = there ? __ldcg(c.p + from) : 0, omega_d = __ldcg(c.omega + d);
+    const Pair q_n = pair(c.q), eta_n = pair(c.eta);
+    const auto bits = [](float a, float b) { return __float_as_uint(a) ^ __float_as_uint(b); };
+    const std::uint32_t changed = bits(p_n, p[n]) | bits(omega_d, omega) | bits(q_n.re, q[n].re) |
+                                  bits(q_n.im, q[n].im) | bits(eta_n.re, eta[n].re) |
+                                  bits(eta_n.im, eta[n].im);
+    __syncwarp();
+    p[n] = p_n, q[n] = q_n, eta[n] = eta_n, omega = omega_d;
+    __syncwarp();
+    return __any_sync(~0u, changed != 0);
   }
   // p conj(eta)
-  __device__ Pair weight(int feature, int n) const {
-    const Pair e = eta[feature][n];
-    return {p[feature][n] * e.re, -p[feature][n] * e.im};
-  }
+  __device__ Pair weight(int n) const { return {p[n] * eta[n].re, -p[n] * eta[n].im}; }
 };
 
 // A tile [step, feature] as on the device, where the 16-byte halves of steps 4 .. 7 of 8 have changed places.
