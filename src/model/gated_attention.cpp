@@ -70,8 +70,9 @@ ops::CemaCoefficients Cema::coefficients() const {
   return last_->second;
 }
 
-at::Tensor Cema::operator()(const at::Tensor& x, const Place& place, int64_t layer) const {
-  const auto [p, q, eta] = coefficients();
+at::Tensor Cema::operator()(const at::Tensor& x, const ops::CemaCoefficients& c, const Place& place,
+                            int64_t layer) const {
+  const auto& [p, q, eta] = c;
   if (place.state == nullptr) return ops::cema(x, p, q, eta, omega).y;
   auto& h = place.state->layer(layer, "cema");  // [B, D, N, 2]
   auto result = ops::cema(x, p, q, eta, omega, at::view_as_complex(h));
@@ -111,10 +112,11 @@ std::pair<at::Tensor, at::Tensor> GatedAttention::operator()(const at::Tensor& x
   Recomputed anew(place.recomputes);
   const auto [x_n, residual, next_residual] = timenorm.and_pass(x, place, layer);
   anew.add(x_n, [=, norm = timenorm, index = layer] { return norm(x, place, index); });
+  const auto coefficients = cema.coefficients();  // not by the kernel just before cema's, which starts early
   // The biases of what goes through SiLU have their gradients with it.
   const auto of_x_n = project_and_pass(x_n, {{wv, bv.detached()}});
-  const auto& of_v = of_x_n[0];                         // [B, L, E]
-  const auto smoothed = cema(of_x_n[1], place, layer);  // [B, L, D], as x_n and mx
+  const auto& of_v = of_x_n[0];                                       // [B, L, E]
+  const auto smoothed = cema(of_x_n[1], coefficients, place, layer);  // [B, L, D], as x_n and mx
   const auto scale = rmsnorm.defined() ? std::optional(rmsnorm) : std::nullopt;
   const Drop drop_mx(config.hidden_dropout, place.dropout);
   const auto mx =

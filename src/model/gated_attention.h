@@ -32,7 +32,8 @@ struct Cema {
   // Where no gradient is wanted those of the last call, unless a parameter has changed.
   ops::CemaCoefficients coefficients() const;
   // x [B, L, D]; the state is "LAYER.cema" [B, D, N, 2].
-  at::Tensor operator()(const at::Tensor& x, const Place& place, int64_t layer) const;
+  at::Tensor operator()(const at::Tensor& x, const ops::CemaCoefficients& coefficients, const Place& place,
+                        int64_t layer) const;
 
  private:
   // The values of the parameters, by address and version.
