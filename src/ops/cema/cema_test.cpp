@@ -1,6 +1,7 @@
 #include "ops/cema/cema.h"
 
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <thread>
 
@@ -160,6 +161,26 @@ TEST(Cema, TwoRunsGiveTheSameBits) {
   };
   expect_same(90, 40, at::kFloat);
   expect_same(1600, 32, at::kBFloat16);
+}
+
+// On a GPU the kernel starts before the one that writes coefficients has ended.
+TEST(Cema, TakesCoefficientsThatWereJustWritten) {
+  const auto x = testing::random({2, 1024, 256}, at::kBFloat16).set_requires_grad(true);
+  const Tensors sets[] = {coefficients(256, 16, at::kFloat), coefficients(256, 16, at::kFloat)};
+  const auto run = [&](const Tensors& c) { return cema(x, c[0], c[1], c[2], c[3]).y; };
+  const auto gradient = [&](const at::Tensor& y) { return torch::autograd::grad({y.sum()}, {x})[0]; };
+  Tensors written;
+  for (const auto& c : sets[0]) written.push_back(at::zeros_like(c));
+  for (std::size_t turn = 0; turn < 16; ++turn) {
+    const auto& set = sets[turn % 2];
+    for (std::size_t i = 0; i < 4; ++i) {
+      const auto which = (turn / 2 + i) % 4;  // each is the last one in turn
+      written[which].copy_(set[which]);
+    }
+    const auto y = run(written), want = run(set);
+    EXPECT_TRUE(at::equal(y, want)) << turn;
+    EXPECT_TRUE(at::equal(gradient(y), gradient(want))) << turn;
+  }
 }
 
 // On a GPU the first that a thread does.
