@@ -20,10 +20,13 @@ __device__ inline void let_next_start() {
 #endif
 }
 // Until the predecessor has ended, and with it all kernels before it.
-__device__ inline void wait_for_previous() {
+__device__ inline void wait_for_end_of_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+__device__ inline void wait_for_previous() {
+  wait_for_end_of_previous();
   let_next_start();
 }
 

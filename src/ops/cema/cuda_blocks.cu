@@ -100,14 +100,16 @@ class Mover {
 
   // By one of the movers.
   __device__ void begin() {
-    prefetch(coming_);
-    wait_for_previous();
+    prefetch_map(arrays_.out);
+    for (int stream = 0; stream < kStreams<kBack>; ++stream) prefetch_map(arrays_.in[stream]);
+    wait_for_end_of_previous();
     fetch_until(kStages<kBack>);
   }
   __device__ void run(Walk<kBack> now) {
     const int tiles = now.left(sequences_);
 #pragma unroll 1
     for (int i = -kTiles<kBack>; i < tiles; ++i) {  // the tile that workers leave
+      if (thread_ == 0 && i == tiles - 1) let_next_start();
       Rows& rows = memory_.leaving[i & 1];
       if (i >= 0) {
         memory_.used[i % kTiles<kBack>].wait(i / kTiles<kBack>);
@@ -129,35 +131,19 @@ class Mover {
   }
 
  private:
-  // f(stream, step) for each box of a tile.
-  template <class F>
-  __device__ static void for_boxes(F&& f) {
-#pragma unroll
-    for (int stream = 0; stream < kStreams<kBack>; ++stream) {
-#pragma unroll
-      for (int step = 0; step < kSteps; step += kBoxSteps) f(stream, step);
-    }
-  }
-  // The first tiles to the second cache, which sees what the kernel before still writes to them.
-  __device__ void prefetch(Walk<kBack> at) const {
-    prefetch_map(arrays_.out);
-#pragma unroll 1
-    for (int i = 0; i < kStages<kBack> && at.sequence < sequences_; ++i, at.next()) {
-      for_boxes([&](int stream, int step) {
-        prefetch_box(arrays_.in[stream], feature_, at.first_step() + step, at.sequence);
-      });
-    }
-  }
   __device__ void fetch_until(int tiles) {
 #pragma unroll 1
     for (; fetched_ < tiles && coming_.sequence < sequences_; ++fetched_, coming_.next()) {
       const int stage = fetched_ % kStages<kBack>;
       Barrier& arrived = memory_.arrived[stage];
       arrived.arrive_expecting(sizeof(memory_.rows[stage]));
-      for_boxes([&](int stream, int step) {
-        copy_box(memory_.rows[stage][stream] + 2 * step, arrays_.in[stream], feature_,
-                 coming_.first_step() + step, coming_.sequence, arrived);
-      });
+#pragma unroll
+      for (int stream = 0; stream < kStreams<kBack>; ++stream) {
+#pragma unroll
+        for (int step = 0; step < kSteps; step += kBoxSteps)
+          copy_box(memory_.rows[stage][stream] + 2 * step, arrays_.in[stream], feature_,
+                   coming_.first_step() + step, coming_.sequence, arrived);
+      }
     }
   }
   // The i-th tile, from rows to columns.
@@ -499,7 +485,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
       while (memory.coefficients[warp].read(s, c, d, thread % 32) || early) {
         worker.make_tables();
-        wait_for_previous();
+        wait_for_end_of_previous();
         early = false;
       }
       for (int i = 0; now.sequence < sequences; ++i, now.next()) {
