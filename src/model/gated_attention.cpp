@@ -144,9 +144,10 @@ at::Tensor GatedAttention::step(const at::Tensor& x, const Place& place) const {
   const auto state = [&](const char* name) -> at::Tensor& { return place.state->layer(layer, name); };
   const auto heads = [&](const at::Tensor& t) { return t.unflatten(-1, {config.num_heads, -1}); };
   const auto [p, q, eta] = cema.coefficients();
-  const auto [x_n, smoothed, count] =
-      ops::norm_cema_step(x, {timenorm.weight, timenorm.bias, timenorm.eps, p, q, eta, cema.omega},
-                          {state("norm_count"), state("norm_mean"), state("norm_var")}, state("cema"));
+  // What was launched last made x or moved the position: states are as they will be read.
+  const auto [x_n, smoothed, count] = ops::norm_cema_step(
+      x, {timenorm.weight, timenorm.bias, timenorm.eps, p, q, eta, cema.omega, /*early=*/true},
+      {state("norm_count"), state("norm_mean"), state("norm_var")}, state("cema"));
   state("norm_count") = count;
   const ops::SkinnyLayer of_mx{.x = smoothed, .norm = ops::InputNorm::rms, .norm_weight = rmsnorm};
   auto of_z = of_mx, of_r = of_mx, of_h = of_mx;

@@ -13,7 +13,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> step(const at::Tensor& x, const a
                                                     const at::Tensor& bias, double eps, const at::Tensor& p,
                                                     const at::Tensor& q, const at::Tensor& eta,
                                                     const at::Tensor& omega, const at::Tensor& count,
-                                                    at::Tensor& mean, at::Tensor& var, at::Tensor& h) {
+                                                    at::Tensor& mean, at::Tensor& var, at::Tensor& h,
+                                                    bool early) {
   const auto packed = [](const at::Tensor& t) { return aligned(t.resolve_conj(), 16 / t.element_size()); };
   const auto x_ = x.contiguous(), weight_ = weight.contiguous(), bias_ = bias.contiguous();
   const auto p_ = packed(p), q_ = packed(q), eta_ = packed(eta), omega_ = omega.contiguous();
@@ -40,7 +41,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> step(const at::Tensor& x, const a
                                      .y = mutable_pointer<T>(y),
                                      .next_count = mutable_pointer<int64_t>(next_count),
                                      .next_mean = mutable_pointer<float>(mean),
-                                     .next_var = mutable_pointer<float>(var)};
+                                     .next_var = mutable_pointer<float>(var),
+                                     .early = early};
     cuda::norm_cema_step(call, stream);
     if constexpr (std::is_same_v<T, Bfloat16>) cuda::note_call(call, stream);
   });

@@ -23,6 +23,7 @@ struct NormCemaStep {
   T *normal, *y;                // [B, D]
   std::int64_t* next_count;     // [B]
   float *next_mean, *next_var;  // [B, G]
+  bool early;                   // as NormCemaParameters::early
 };
 inline constexpr std::int64_t kMostNormStepFeatures = 512;  // of a group, where N = 0
 template <class T>

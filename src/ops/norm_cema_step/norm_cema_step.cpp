@@ -15,7 +15,7 @@ using Kernel = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor& 
                                                               const at::Tensor& p, const at::Tensor& q,
                                                               const at::Tensor& eta, const at::Tensor& omega,
                                                               const at::Tensor& count, at::Tensor& mean,
-                                                              at::Tensor& var, at::Tensor& h);
+                                                              at::Tensor& var, at::Tensor& h, bool early);
 
 void check(const at::Tensor& x, const NormCemaParameters& p, const TimestepNormState& state,
            const at::Tensor& h) {
@@ -63,16 +63,15 @@ NormCemaResult norm_cema_step(const at::Tensor& x, const NormCemaParameters& p,
   auto mean = state.mean, var = state.var, h_ = h;
   const at::AutoDispatchBelowADInplaceOrView below;
   const auto [normal, y, count] =
-      op.call(x, p.weight, p.bias, p.eps, p.p, p.q, p.eta, p.omega, state.count, mean, var, h_);
+      op.call(x, p.weight, p.bias, p.eps, p.p, p.q, p.eta, p.omega, state.count, mean, var, h_, p.early);
   return {normal, y, count};
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
   m.def(
       "norm_cema_step(Tensor x, Tensor weight, Tensor bias, float eps, Tensor p, Tensor q, Tensor eta, "
-      "Tensor omega, Tensor count, Tensor(a!) mean, Tensor(b!) var, Tensor(c!) h) -> (Tensor normal, Tensor "
-      "y, "
-      "Tensor count)");
+      "Tensor omega, Tensor count, Tensor(a!) mean, Tensor(b!) var, Tensor(c!) h, bool early) -> "
+      "(Tensor normal, Tensor y, Tensor count)");
 }
 
 }  // namespace megalodon::ops

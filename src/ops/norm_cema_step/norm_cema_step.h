@@ -9,6 +9,9 @@ struct NormCemaParameters {
   at::Tensor weight, bias;  // of ops/timestep_norm/timestep_norm.h
   double eps;
   at::Tensor p, q, eta, omega;  // of ops/cema/cema.h
+  // Whether neither state nor h is what the kernel launched last writes: a kernel reads them while that one
+  // ends.
+  bool early = false;
 };
 
 struct NormCemaResult {

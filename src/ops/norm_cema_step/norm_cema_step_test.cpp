@@ -16,15 +16,18 @@ struct Shape {
 
 // Inputs and state, and after `steps` steps the outputs of each and the state.
 Tensors after(const Tensors& in, const std::vector<int64_t>& count, int64_t steps,
-              decltype(norm_cema_step)* step) {
+              decltype(norm_cema_step)* step, bool early = false) {
   const auto& x = in[0];  // [B, steps, D]
   TimestepNormState state{testing::beside(x, at::tensor(count, at::kLong)), in[7].clone(), in[8].clone()};
   const auto h = in[9].clone();
   const auto complex = [](const at::Tensor& t) { return at::view_as_complex(t); };
-  const NormCemaParameters parameters{in[1], in[2], 1e-5, in[3], complex(in[4]), complex(in[5]), in[6]};
+  const NormCemaParameters parameters{in[1],          in[2],          1e-5,  in[3],
+                                      complex(in[4]), complex(in[5]), in[6], early};
   Tensors out;
   for (int64_t t = 0; t < steps; ++t) {
-    const auto result = step(x.narrow(1, t, 1), parameters, state, h);
+    auto x_t = x.narrow(1, t, 1);
+    if (early) x_t = x_t.clone();  // launched last
+    const auto result = step(x_t, parameters, state, h);
     out.push_back(result.normal);
     out.push_back(result.y);
     state.count = result.count;
@@ -42,7 +45,8 @@ TEST(NormCemaStep, AgreesWithTheOperators) {
                                      {2, 36, 3, 12},
                                      {1, 4, 4, 16},
                                      {2, 21, 3, 5},
-                                     {32, 256, 4, 16}}) {
+                                     {32, 256, 4, 16},
+                                     {32, 2048, 64, 16}}) {
       constexpr int64_t kSteps = 3;
       const auto angle = testing::random({D, N}) * 3, radius = at::sigmoid(testing::random({D, N}));
       const Tensors in{testing::random({B, kSteps, D}, type),
@@ -60,13 +64,15 @@ TEST(NormCemaStep, AgreesWithTheOperators) {
       std::vector<int64_t> count(static_cast<std::size_t>(B));
       for (int64_t b = 0; b < B; ++b) count[static_cast<std::size_t>(b)] = 2 + b * b * 1000003;
       const auto want = after(in64, count, kSteps, norm_cema_step_reference);
-      const testing::PoisonedMemory poisoned;
-      const auto got = after(in, count, kSteps, norm_cema_step);
-      for (std::size_t i = 0; i < want.size(); ++i) {
-        ASSERT_EQ(got[i].sizes(), want[i].sizes());
-        EXPECT_LE(testing::relative_error(got[i], want[i]), type == at::kFloat ? 5e-6 : 2e-2)
-            << "output " << i << ": " << B << " x " << D << ", " << G << " groups, " << N << " components, "
-            << type;
+      for (const bool early : {false, true}) {
+        const testing::PoisonedMemory poisoned;
+        const auto got = after(in, count, kSteps, norm_cema_step, early);
+        for (std::size_t i = 0; i < want.size(); ++i) {
+          ASSERT_EQ(got[i].sizes(), want[i].sizes());
+          EXPECT_LE(testing::relative_error(got[i], want[i]), type == at::kFloat ? 5e-6 : 2e-2)
+              << "output " << i << ": " << B << " x " << D << ", " << G << " groups, " << N << " components, "
+              << type << (early ? ", early" : "");
+        }
       }
     }
   }
