@@ -232,7 +232,7 @@ at::Tensor joint_weight(const at::Tensor& x, std::initializer_list<Linear> layer
 // The same where the norm before the layers has its gradient in their product's; x as these read it.
 at::Tensor joint_weight_behind_norm(const at::Tensor& x, std::initializer_list<Linear> layers) {
   if (!at::GradMode::is_enabled()) return {};
-  const auto weight = joint_weight(x, layers);
+  auto weight = joint_weight(x, layers);
   if (!weight.defined() || !ops::has_product_rms_norm_kernel(weight, weight.size(0), weight.size(1)))
     return {};
   return weight;
@@ -244,6 +244,7 @@ at::Tensor joint_weight(const NormInput& input, std::initializer_list<Linear> la
 
 variable_list norm_joint_results(const NormInput& input, at::TensorList weights, const at::Tensor& joint,
                                  bool for_swiglu) {
+  TORCH_INTERNAL_ASSERT(input.added.has_value());
   return NormJointProjection::apply(input.x, input.added->value, input.factor, weights, joint, input.eps,
                                     for_swiglu, input.added->product);
 }
