@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "model/gated_projection.h"
-#include "ops/add_rms_norm/add_rms_norm.h"
 #include "ops/rope/rope.h"
 
 namespace megalodon::model {
@@ -28,10 +27,6 @@ double embedding_range(const LlamaConfig& c) {
 NormInput norm_input(const Residual& r, const at::Tensor& factor, const LlamaConfig& c,
                      at::ScalarType compute_type) {
   return {r.x, r.added, factor, c.rms_norm_eps, compute_type};
-}
-
-ops::AddRmsNorm norm(const NormInput& input) {
-  return ops::add_rms_norm(input.x, input.added_value(), input.factor, input.eps, input.type);
 }
 
 at::Tensor last(const at::Tensor& x) {  // of the positions, dimension 1
@@ -85,9 +80,11 @@ bool LlamaBlock::drops(const Place& place) const {
 Addend LlamaBlock::feed_forward(const SwigluInputs& inputs, const Place& place) const {
   const auto& [a, b, hidden] = inputs;  // [B, L, F]
   SwigluOptions options{.hidden = hidden, .keeps_hidden = true};
-  // The next layer's norm takes the product if it is one of all positions.
-  if (hidden.defined() && !drops(place) && place.state == nullptr && layer + 1 < c.num_hidden_layers)
-    options.product = leave_to_norm(hidden, down, {{wk}, {wv}, {wq}});
+  // The next norm takes the product if it is one of all positions.
+  if (hidden.defined() && !drops(place) && place.state == nullptr) {
+    options.product = layer + 1 < c.num_hidden_layers ? leave_to_norm(hidden, down, {{wk}, {wv}, {wq}})
+                                                      : leave_to_norm(hidden, down, {});
+  }
   const auto out = project_swiglu(a, b, down, Drop(0, nullptr), options);
   return {drop(out, c.dropout, place.dropout), options.product};
 }

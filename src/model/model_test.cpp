@@ -590,7 +590,7 @@ TEST(Projection, ForSwigluAgreesWithItsParts) {
 }
 
 // Sizes that a GPU's kernels of products with RMS norm take; on a CPU the parts. A product, a norm, SwiGLU's
-// projections, its product, a norm and projections.
+// projections, its product, a norm and projections; and its product again and a norm alone.
 TEST(Projection, WithNormsAgreesWithItsParts) {
   const auto device = ops::testing::device();
   ParameterMaker make({1}, true);
@@ -605,9 +605,9 @@ TEST(Projection, WithNormsAgreesWithItsParts) {
   const std::vector<at::Tensor> leaves{ops::testing::random({3, 50, 384}),
                                        ops::testing::random({3, 50, 192}, at::kBFloat16),
                                        ops::testing::random({384}), ops::testing::random({384})};
-  const std::vector<at::Tensor> d{ops::testing::random({3, 50, 384}),
-                                  ops::testing::random({3, 50, 64}, at::kBFloat16),
-                                  ops::testing::random({3, 50, 128}, at::kBFloat16)};
+  const std::vector<at::Tensor> d{
+      ops::testing::random({3, 50, 384}), ops::testing::random({3, 50, 64}, at::kBFloat16),
+      ops::testing::random({3, 50, 128}, at::kBFloat16), ops::testing::random({3, 50, 384}, at::kBFloat16)};
   const auto input = [](const at::Tensor& x, const Addend& added, const at::Tensor& factor) {
     return NormInput{x, added, factor, 1e-5, at::kBFloat16};
   };
@@ -615,16 +615,20 @@ TEST(Projection, WithNormsAgreesWithItsParts) {
     const auto [h, v] = ops::add_rms_norm(in[0], project(in[1], out), in[2], 1e-5, at::kBFloat16);
     const auto hidden = ops::swiglu(project(v, gate), project(v, up));
     const auto [x, u] = ops::add_rms_norm(h, project(hidden, down), in[3], 1e-5, at::kBFloat16);
-    return {x, project(u, k), project(u, q)};
+    const auto [y, w] = ops::add_rms_norm(x, project(hidden, down), in[2], 1e-5, at::kBFloat16);
+    return {y, project(u, k), project(u, q), w};
   };
   const auto fused = [&](const std::vector<at::Tensor>& in) -> std::vector<at::Tensor> {
     const auto added = project_for_norm(in[1], out, {{gate}, {up}});
     const auto [h, inputs] = norm_and_project_for_swiglu(input(in[0], added, in[2]), gate, up);
     SwigluOptions options{.hidden = inputs.hidden, .keeps_hidden = inputs.hidden.defined()};
-    if (inputs.hidden.defined()) options.product = leave_to_norm(inputs.hidden, down, {{k}, {q}});
-    const auto y = project_swiglu(inputs.a, inputs.b, down, Drop(0, nullptr), options);
-    const auto [x, parts] = norm_and_project(input(h, {y, options.product}, in[3]), {{k}, {q}});
-    return {x, parts[0], parts[1]};
+    const auto product = [&](std::initializer_list<Linear> behind) -> Addend {
+      if (inputs.hidden.defined()) options.product = leave_to_norm(inputs.hidden, down, behind);
+      return {project_swiglu(inputs.a, inputs.b, down, Drop(0, nullptr), options), options.product};
+    };
+    const auto [x, parts] = norm_and_project(input(h, product({{k}, {q}}), in[3]), {{k}, {q}});
+    const auto [y, w] = norm(input(x, product({}), in[2]));
+    return {y, parts[0], parts[1], w};
   };
   for (const std::size_t first : {0, 1}) {  // without the stream's gradient
     const auto results = [&](auto&& f) {

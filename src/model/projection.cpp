@@ -4,7 +4,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "model/linear_products.h"
-#include "ops/add_rms_norm/add_rms_norm.h"
 #include "ops/column_sum/column_sum.h"
 #include "ops/joined.h"
 #include "ops/product.h"
@@ -171,6 +170,16 @@ struct LeftProjection : torch::autograd::Function<LeftProjection> {
   }
 };
 
+// The sum of a stream with a product that was left, normalised; and 1 / sqrt(mean(sum^2) + eps) of each row.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_of_product(const LeftProduct& product,
+                                                               const at::Tensor& x, const at::Tensor& factor,
+                                                               double eps) {
+  const auto &input = product.input, &weight = product.weight;
+  const auto [sum, normal, rstd] =
+      ops::product_rms_norm(rows_of(input, weight), weight, rows_of(x, weight), factor, eps);
+  return {sum.view(x.sizes()), normal.view(x.sizes()), rstd};
+}
+
 // The same of a residual stream's normalised sum with `added`; the sum is the first result.
 struct NormJointProjection : torch::autograd::Function<NormJointProjection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& added,
@@ -179,7 +188,7 @@ struct NormJointProjection : torch::autograd::Function<NormJointProjection> {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto widths = widths_of(weights);
     const auto [sum, normal, rstd] =
-        product.defined() ? of_product(product, x, factor, eps)
+        product.defined() ? norm_of_product(product, x, factor, eps)
                           : ops::add_rms_norm_forward(x, added, factor, eps, weight.scalar_type());
     ctx->save_for_backward({sum, factor, rstd, normal, weight});
     ctx->saved_data["widths"] = widths;
@@ -204,16 +213,6 @@ struct NormJointProjection : torch::autograd::Function<NormJointProjection> {
       gradients.push_back(part);
     gradients.resize(gradients.size() + 4);  // of `weight` and what follows it
     return gradients;
-  }
-
- private:
-  static std::tuple<at::Tensor, at::Tensor, at::Tensor> of_product(const LeftProduct& product,
-                                                                   const at::Tensor& x,
-                                                                   const at::Tensor& factor, double eps) {
-    const auto &input = product.input, &weight = product.weight;
-    const auto [sum, normal, rstd] =
-        ops::product_rms_norm(rows_of(input, weight), weight, rows_of(x, weight), factor, eps);
-    return {sum.view(x.sizes()), normal.view(x.sizes()), rstd};
   }
 };
 
@@ -314,16 +313,22 @@ at::Tensor LeftProduct::placeholder() const {
   return at::empty({1}, input.options()).expand(shape_with(input, weight.size(0)));
 }
 
-std::optional<at::Tensor> NormInput::added_value() const {
-  if (!added) return std::nullopt;
-  TORCH_INTERNAL_ASSERT(!added->product.defined(), "a product was left to a norm that does not make it");
-  return added->value;
+ops::AddRmsNorm norm(const NormInput& input) {
+  const auto& [x, added, factor, eps, type] = input;
+  if (!added) return ops::add_rms_norm(x, std::nullopt, factor, eps, type);
+  if (!added->product.defined()) return ops::add_rms_norm(x, added->value, factor, eps, type);
+  const auto made = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return norm_of_product(added->product, x, factor, eps);
+  };
+  return ops::add_rms_norm_results(x, added->value, factor, made());
 }
 
 LeftProduct leave_to_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind) {
   const auto& w = weight.value();
-  if (w.dim() != 2 || weight.in_float8() || !ops::has_product_rms_norm_kernel(x, w.size(1), w.size(0)) ||
-      !joint_weight_behind_norm(x, behind).defined())
+  if (w.dim() != 2 || weight.in_float8() || !ops::has_product_rms_norm_kernel(x, w.size(1), w.size(0)))
+    return {};
+  if (behind.size() == 0 ? !at::GradMode::is_enabled() : !joint_weight_behind_norm(x, behind).defined())
     return {};
   return {x, weight.in(x.scalar_type()).detach()};
 }
@@ -340,8 +345,7 @@ NormProjections norm_and_project(const NormInput& input, std::initializer_list<L
     auto results = norm_joint_results(input, weights, joint, false);
     return {results[0], {results.begin() + 1, results.end()}};
   }
-  const auto [sum, normal] =
-      ops::add_rms_norm(input.x, input.added_value(), input.factor, input.eps, input.type);
+  const auto [sum, normal] = norm(input);
   return {sum, project(normal, layers)};
 }
 
@@ -350,8 +354,7 @@ NormSwigluInputs norm_and_project_for_swiglu(const NormInput& input, const Weigh
     const auto results = norm_joint_results(input, {a, b}, joint, true);
     return {results[0], {results[1], results[2], results[3]}};
   }
-  const auto [sum, normal] =
-      ops::add_rms_norm(input.x, input.added_value(), input.factor, input.eps, input.type);
+  const auto [sum, normal] = norm(input);
   return {sum, project_for_swiglu(normal, a, b)};
 }
 

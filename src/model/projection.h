@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/parameters.h"
+#include "ops/add_rms_norm/add_rms_norm.h"
 
 namespace megalodon::model {
 
@@ -56,11 +57,10 @@ struct NormInput {
   at::Tensor factor;
   double eps;
   at::ScalarType type;  // of what is projected
-
-  std::optional<at::Tensor> added_value() const;
 };
-// The product x W^T, left where a GPU has a kernel for it with the norm behind and the layers behind that are
-// norm_and_project()'s.
+ops::AddRmsNorm norm(const NormInput& input);
+// The product x W^T, left where a GPU has a kernel for it with the norm behind: norm(), or where there are
+// layers behind that, norm_and_project() of these.
 LeftProduct leave_to_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind);
 // What such a product adds.
 Addend project_for_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind);

@@ -38,10 +38,9 @@ bool has_kernel(const at::Tensor& x) {
 }
 
 struct Function : torch::autograd::Function<Function> {
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const Optional& added,
-                               const at::Tensor& factor, double eps, at::ScalarType type) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [sum, normal, rstd] = add_rms_norm_forward(x, added, factor, eps, type);
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& /*x*/, const Optional& added,
+                               const at::Tensor& factor, const Triple& made) {
+    const auto& [sum, normal, rstd] = made;
     ctx->save_for_backward({sum, factor, rstd});
     ctx->saved_data["added"] = added.has_value();
     ctx->set_materialize_grads(false);
@@ -54,10 +53,10 @@ struct Function : torch::autograd::Function<Function> {
     static const auto op = registered<Backward>("megalodon::add_rms_norm_backward");
     const auto saved = ctx->get_saved_variables();
     const bool added = ctx->saved_data["added"].toBool();
-    if (!d[1].defined()) return {d[0], added ? d[0] : at::Tensor(), {}, {}, {}};
+    if (!d[1].defined()) return {d[0], added ? d[0] : at::Tensor(), {}, {}};
     const auto d_sum = d[0].defined() ? Optional(d[0]) : std::nullopt;
     const auto [dx, d_added, d_factor] = op.call(saved[0], saved[1], saved[2], d_sum, d[1], added);
-    return {dx, d_added, d_factor, {}, {}};
+    return {dx, d_added, d_factor, {}};
   }
 };
 
@@ -75,12 +74,19 @@ AddRmsNorm add_rms_norm(const at::Tensor& x, const Optional& added, const at::Te
                         at::ScalarType type) {
   check(x, added, factor, type);
   if (!has_kernel(x)) return add_rms_norm_reference(x, added, factor, eps, type);
-  if (needs_gradient({x, added.value_or(at::Tensor()), factor})) {
-    const auto both = Function::apply(x, added, factor, eps, type);
-    return {both[0], both[1]};
-  }
-  const auto [sum, normal, rstd] = add_rms_norm_forward(x, added, factor, eps, type);
-  return {sum, normal};
+  const auto made = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return add_rms_norm_forward(x, added, factor, eps, type);
+  };
+  return add_rms_norm_results(x, added, factor, made());
+}
+
+AddRmsNorm add_rms_norm_results(const at::Tensor& x, const Optional& added, const at::Tensor& factor,
+                                const Triple& made) {
+  const auto& [sum, normal, rstd] = made;
+  if (!needs_gradient({x, added.value_or(at::Tensor()), factor})) return {sum, normal};
+  const auto both = Function::apply(x, added, factor, made);
+  return {both[0], both[1]};
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {

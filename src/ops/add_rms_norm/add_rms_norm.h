@@ -24,6 +24,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> add_rms_norm_forward(const at::Te
                                                                     const std::optional<at::Tensor>& added,
                                                                     const at::Tensor& factor, double eps,
                                                                     at::ScalarType type);
+// From these three, whichever kernel made them of x and `added`: the first two with a derivative.
+AddRmsNorm add_rms_norm_results(const at::Tensor& x, const std::optional<at::Tensor>& added,
+                                const at::Tensor& factor,
+                                const std::tuple<at::Tensor, at::Tensor, at::Tensor>& made);
 
 // The same by one operator after the other. Any device and type.
 AddRmsNorm add_rms_norm_reference(const at::Tensor& x, const std::optional<at::Tensor>& added,
