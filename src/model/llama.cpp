@@ -26,7 +26,7 @@ double embedding_range(const LlamaConfig& c) {
 
 NormInput norm_input(const Residual& r, const at::Tensor& factor, const LlamaConfig& c,
                      at::ScalarType compute_type) {
-  return {r.x, r.added, factor, c.rms_norm_eps, compute_type};
+  return {r.x, r.added, factor, c.rms_norm_eps, compute_type, r.lookup};
 }
 
 at::Tensor last(const at::Tensor& x) {  // of the positions, dimension 1
@@ -140,7 +140,8 @@ Llama::Llama(const LlamaConfig& config, int64_t stack, ParameterMaker&& make)
 at::Tensor Llama::hidden(const at::Tensor& tokens, const Place& place, bool last_only) const {
   const int64_t L = tokens.size(1);
   if (place.state != nullptr) reserve(*place.state, place.state->highest + L);
-  Residual x{drop(embed(embedding_, tokens, at::kFloat), c_.dropout, place.dropout), {}};
+  Residual x{drop(embed(embedding_, tokens, at::kFloat), c_.dropout, place.dropout)};
+  if (c_.dropout == 0 || place.dropout == nullptr) x.lookup = {embedding_, tokens};
   for (const auto& block : blocks_)
     x = block(x, place, last_only && L > 1 && block.layer + 1 == c_.num_hidden_layers);
   if (place.state != nullptr) place.state->advance(L);

@@ -10,7 +10,8 @@ namespace megalodon::model {
 // parameters did not learn to carry. What a sub-block adds waits for the next norm, which adds it in passing.
 struct Residual {
   at::Tensor x;
-  std::optional<Addend> added;
+  std::optional<Addend> added = {};
+  std::optional<Lookup> lookup = {};  // where x is that
 };
 
 // One layer of the baseline: h = x + attention(RMSNorm(x)), out = h + SwiGLU(RMSNorm(h)).

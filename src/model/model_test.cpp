@@ -653,6 +653,36 @@ TEST(Projection, WithNormsAgreesWithItsParts) {
   EXPECT_LE(ops::testing::relative_error(fused(leaves)[2], plain(leaves)[2]), 1.5e-2);
 }
 
+TEST(Projection, OfATablesRowsIsThatOfItsTokens) {
+  const auto device = ops::testing::device();
+  ParameterMaker make({1}, true);
+  const auto k = make.weight("k", {16, 32}, 0.2), q = make.weight("q", {24, 32}, 0.2);
+  Weight::lay_together({k, q});
+  auto parameters = make.take();
+  for (auto& p : parameters) p.value.set_data(p.value.to(device));
+  for (const auto& p : parameters) p.rounded->update(p.value, at::kBFloat16);
+  const auto tokens = random_tokens(4, 60, 1).remainder(26).to(device);
+  const auto upstream = ops::testing::random({4, 60, 40}, at::kBFloat16);
+  const auto d = upstream.split_with_sizes({16, 24}, -1);
+  const auto d_sum = ops::testing::random({4, 60, 32});
+  const auto table = ops::testing::random({26, 32}).set_requires_grad(true),
+             factor = ops::testing::random({32}).set_requires_grad(true);
+  const auto results = [&](bool with_lookup) {
+    NormInput input{embed(table, tokens, at::kFloat), {}, factor, 1e-5, at::kBFloat16};
+    if (with_lookup) input.lookup = {table, tokens};
+    const auto [sum, parts] = norm_and_project(input, {{k}, {q}});
+    auto found = torch::autograd::grad({sum, parts[0], parts[1]}, {table, factor, k, q}, {d_sum, d[0], d[1]});
+    for (const auto& y : {sum, parts[0], parts[1]}) found.push_back(y.detach());
+    return found;
+  };
+  const auto got = results(true), want = results(false), again = results(true);
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    EXPECT_EQ(got[i].scalar_type(), want[i].scalar_type()) << i;
+    EXPECT_LE(ops::testing::relative_error(got[i], want[i]), 1.5e-2) << i;
+    EXPECT_TRUE(at::equal(got[i], again[i])) << i;
+  }
+}
+
 TEST(Stack, IsItsModelsSideBySide) {
   auto tied = small_llama();
   tied.position_embedding = "none";

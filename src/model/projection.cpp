@@ -5,6 +5,7 @@
 
 #include "model/linear_products.h"
 #include "ops/column_sum/column_sum.h"
+#include "ops/embedding/embedding.h"
 #include "ops/joined.h"
 #include "ops/product.h"
 #include "ops/product_rms_norm/product_rms_norm.h"
@@ -126,28 +127,32 @@ std::vector<at::Tensor> joint_weight_gradients(const at::Tensor& d, const at::Te
 }
 
 // Of layers whose weights lie together as `weight` [sum of out, in]: the results are columns of one tensor.
+// Of rows x that tokens choose, these choose among the results.
 struct JointProjection : torch::autograd::Function<JointProjection> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::TensorList weights,
-                               const at::Tensor& weight, bool for_swiglu) {
+                               const at::Tensor& weight, bool for_swiglu,
+                               const std::optional<at::Tensor>& tokens) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto widths = widths_of(weights);
-    ctx->save_for_backward({x, weight});
+    ctx->save_for_backward({x, weight, tokens.value_or(at::Tensor())});
     ctx->saved_data["widths"] = widths;
     ctx->saved_data["type"] = weights[0].scalar_type();
-    ctx->set_materialize_grads(false);
+    ctx->set_materialize_grads(tokens.has_value());
+    if (tokens) return at::embedding(ops::product(x, weight.t()), *tokens).split_with_sizes(widths, -1);
     return joint_results(ctx, x, weight, widths, for_swiglu);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     const auto saved = ctx->get_saved_variables();
-    const auto &x = saved[0], &weight = saved[1];
+    const auto &x = saved[0], &weight = saved[1], &tokens = saved[2];
     const auto widths = ctx->saved_data["widths"].toIntVector();
-    const auto d = joint_gradient(dy, x, weight, widths);
+    auto d = joint_gradient(dy, x, weight, widths);
+    if (tokens.defined()) d = ops::token_sums(d, tokens, x.size(0)).to(d.scalar_type());
     variable_list gradients;
     gradients.push_back(ctx->needs_input_grad(0) ? ops::product(d, weight).view(x.sizes()) : at::Tensor());
     const auto type = ctx->saved_data["type"].toScalarType();
     for (const auto& part : joint_weight_gradients(d, x, weight, widths, type)) gradients.push_back(part);
-    gradients.resize(gradients.size() + 2);  // of `weight` and `for_swiglu`
+    gradients.resize(gradients.size() + 3);  // of `weight` and what follows it
     return gradients;
   }
 };
@@ -241,6 +246,14 @@ at::Tensor joint_weight(const NormInput& input, std::initializer_list<Linear> la
   return input.added ? joint_weight_behind_norm(input.added->value, layers) : at::Tensor();
 }
 
+// The same of a stream that many tokens choose from a table of few rows.
+at::Tensor joint_weight_behind_table(const NormInput& input, std::initializer_list<Linear> layers) {
+  if (!input.lookup || !at::GradMode::is_enabled()) return {};
+  const auto& [table, tokens] = *input.lookup;
+  if (table.dim() != 2 || table.size(0) > table.size(1) || 8 * table.size(0) > tokens.numel()) return {};
+  return joint_weight(at::empty({0}, table.options().dtype(input.type)), layers);
+}
+
 variable_list norm_joint_results(const NormInput& input, at::TensorList weights, const at::Tensor& joint,
                                  bool for_swiglu) {
   TORCH_INTERNAL_ASSERT(input.added.has_value());
@@ -288,7 +301,7 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<Linea
   if (const auto joint = joint_weight(x, layers); joint.defined()) {
     const auto weights = weights_of(layers);
     if (!at::GradMode::is_enabled()) return joint_result(x, joint, widths_of(weights));
-    return JointProjection::apply(x, at::TensorList(weights), joint, false);
+    return JointProjection::apply(x, at::TensorList(weights), joint, false, std::nullopt);
   }
   auto results = project_and_pass(x, layers);
   results.pop_back();
@@ -302,7 +315,7 @@ SwigluInputs project_for_swiglu(const at::Tensor& x, const Weight& a, const Weig
       const auto y = ops::product_swiglu(rows_of(x, joint), joint, false).y;
       return {{}, {}, y.view(shape_with(x, a.value().size(0)))};
     }
-    const auto results = JointProjection::apply(x, at::TensorList(weights), joint, true);
+    const auto results = JointProjection::apply(x, at::TensorList(weights), joint, true, std::nullopt);
     return {results[0], results[1], results[2]};
   }
   const auto results = project(x, {{a}, {b}});
@@ -314,7 +327,7 @@ at::Tensor LeftProduct::placeholder() const {
 }
 
 ops::AddRmsNorm norm(const NormInput& input) {
-  const auto& [x, added, factor, eps, type] = input;
+  const auto& [x, added, factor, eps, type, lookup] = input;
   if (!added) return ops::add_rms_norm(x, std::nullopt, factor, eps, type);
   if (!added->product.defined()) return ops::add_rms_norm(x, added->value, factor, eps, type);
   const auto made = [&] {
@@ -344,6 +357,13 @@ NormProjections norm_and_project(const NormInput& input, std::initializer_list<L
     const auto weights = weights_of(layers);
     auto results = norm_joint_results(input, weights, joint, false);
     return {results[0], {results.begin() + 1, results.end()}};
+  }
+  if (const auto joint = joint_weight_behind_table(input, layers); joint.defined()) {
+    TORCH_INTERNAL_ASSERT(input.lookup.has_value());
+    const auto& [table, tokens] = *input.lookup;
+    const auto rows = norm({table, {}, input.factor, input.eps, input.type}).normal;  // [V, D]
+    const auto weights = weights_of(layers);
+    return {input.x, JointProjection::apply(rows, at::TensorList(weights), joint, false, tokens)};
   }
   const auto [sum, normal] = norm(input);
   return {sum, project(normal, layers)};

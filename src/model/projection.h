@@ -50,13 +50,19 @@ struct Addend {
   LeftProduct product = {};  // where it is defined, `value` is its placeholder
 };
 
+// Rows of a table [V, D] that tokens [...] choose.
+struct Lookup {
+  at::Tensor table, tokens;
+};
+
 // A residual stream that takes up what a block adds and is normalised: ops::add_rms_norm().
 struct NormInput {
   at::Tensor x;
   std::optional<Addend> added;
   at::Tensor factor;
   double eps;
-  at::ScalarType type;  // of what is projected
+  at::ScalarType type;                // of what is projected
+  std::optional<Lookup> lookup = {};  // where x is that, and nothing is added
 };
 ops::AddRmsNorm norm(const NormInput& input);
 // The product x W^T, left where a GPU has a kernel for it with the norm behind: norm(), or where there are
@@ -65,7 +71,8 @@ LeftProduct leave_to_norm(const at::Tensor& x, const Weight& weight, std::initia
 // What such a product adds.
 Addend project_for_norm(const at::Tensor& x, const Weight& weight, std::initializer_list<Linear> behind);
 // Its sum, and the normalised rows through several layers or two for SwiGLU, as above. Where a GPU's product
-// has a kernel for that, the norm's gradient is made where the product's gradient of the rows is.
+// has a kernel for that, the norm's gradient is made where the product's gradient of the rows is. Of tokens
+// from a table of few rows a GPU projects these rows, and the tokens choose among the results.
 struct NormProjections {
   at::Tensor sum;
   std::vector<at::Tensor> results;

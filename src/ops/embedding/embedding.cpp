@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "ops/check.h"
+#include "ops/product.h"
 #include "ops/registered.h"
 
 namespace megalodon::ops {
@@ -38,6 +39,12 @@ at::Tensor embedding(const at::Tensor& table, const at::Tensor& tokens) {
                           table.size(0) <= kMostRows && tokens.dim() > 0;
   return has_kernel && needs_gradient({table}) ? Embedding::apply(table, tokens)
                                                : embedding_reference(table, tokens);
+}
+
+at::Tensor token_sums(const at::Tensor& x, const at::Tensor& tokens, int64_t V) {
+  const int64_t columns = V + (-V & 7);  // in rows at multiples of 16 bytes
+  const auto ones = at::zeros({x.size(0), columns}, x.options()).scatter_(1, tokens.reshape({-1, 1}), 1);
+  return product(ones.t(), x, statistics_type(x)).narrow(0, 0, V);
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {

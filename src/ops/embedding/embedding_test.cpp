@@ -37,6 +37,22 @@ TEST(Embedding, GradientsHaveTheSameBitsEveryTime) {
   EXPECT_TRUE(at::equal(gradient(), gradient()));
 }
 
+TEST(Embedding, SumsRowsByToken) {
+  for (const auto& [V, N, D] :
+       {std::tuple<int64_t, int64_t, int64_t>{1, 1, 8}, {7, 50, 24}, {102, 5000, 72}}) {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      SCOPED_TRACE(at::str(V, " ", N, " x ", D, " ", type));
+      const auto x = testing::random({N, D}, type), tokens = tokens_of({N}, V).to(x.device());
+      const auto want =
+          at::zeros({V, D}, x.options().dtype(at::kDouble)).index_add(0, tokens, x.to(at::kDouble));
+      const auto got = token_sums(x, tokens, V);
+      EXPECT_EQ(got.scalar_type(), at::kFloat);
+      // A CPU's product of bfloat16 is rounded to that.
+      EXPECT_LE(testing::relative_error(got, want), type == at::kFloat || x.is_cuda() ? 1e-5 : 4e-3);
+    }
+  }
+}
+
 TEST(Embedding, NamesWhatDoesNotFit) {
   testing::expect_error([] { ops::embedding(at::zeros({3}), at::zeros({2}, at::kLong)); },
                         "[embedding] table:");
