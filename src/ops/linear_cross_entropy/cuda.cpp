@@ -8,22 +8,21 @@
 namespace megalodon::ops {
 namespace {
 
-at::Tensor scaled(const at::Tensor& x, const at::Tensor& scales) {
-  const int64_t K = scales.size(0), each = x.numel() / K;
-  const auto x_ = x.contiguous(), scales_ = scales.contiguous(), y = at::empty_like(x_);
+// x [K, n, D]; each x[k] lies together.
+void scale(const at::Tensor& x, const at::Tensor& scales) {
+  const auto scales_ = scales.contiguous();
   launch_typed(x, [&]<class T>(T*, cudaStream_t stream) {
-    for (int64_t k = 0; k < K; ++k) {
-      cuda::scaled(pointer<T>(x_) + k * each, pointer<float>(scales_) + k, each,
-                   mutable_pointer<T>(y) + k * each, stream);
+    for (int64_t k = 0; k < x.size(0); ++k) {
+      cuda::scale(mutable_pointer<T>(x) + k * x.stride(0), pointer<float>(scales_) + k, x.size(1) * x.size(2),
+                  stream);
     }
   });
-  return y;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
-  m.impl("scaled", &scaled);
+  m.impl("scale_", &scale);
 }
 
 }  // namespace megalodon::ops

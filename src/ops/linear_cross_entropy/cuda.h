@@ -7,8 +7,8 @@
 
 namespace megalodon::ops::cuda {
 
-// y = x scale, n elements; scale lies on the device.
+// x *= scale, n elements; scale lies on the device. Of 1 nothing is read but that.
 template <class T>
-void scaled(const T* x, const float* scale, std::int64_t n, T* y, cudaStream_t stream);
+void scale(T* x, const float* scale, std::int64_t n, cudaStream_t stream);
 
 }  // namespace megalodon::ops::cuda

@@ -85,15 +85,15 @@ Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Ten
   return result;
 }
 
-// x with its K-th parts scaled by the K numbers, in the type of x.
-at::Tensor scaled(const at::Tensor& x, const at::Tensor& scales) {
-  static const auto op = registered<at::Tensor(const at::Tensor&, const at::Tensor&)>("megalodon::scaled");
-  return op.call(x, scales);
+// Scales each x[k] by the k-th number. A second backward pass finds by its version that x has changed.
+at::Tensor scale(const at::Tensor& x, const at::Tensor& scales) {
+  static const auto op = registered<void(const at::Tensor&, const at::Tensor&)>("megalodon::scale_");
+  op.call(x, scales);
+  x.unsafeGetTensorImpl()->bump_version();
+  return x;
 }
-at::Tensor scaled_cpu(const at::Tensor& x, const at::Tensor& scales) {
-  const auto of_models = x.view({scales.size(0), -1});
-  auto y = at::empty_like(of_models);
-  return at::mul_out(y, of_models, scales.unsqueeze(1)).view(x.sizes());
+void scale_cpu(const at::Tensor& x, const at::Tensor& scales) {
+  x.mul_(scales.view({-1, 1, 1}));
 }
 
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
@@ -101,13 +101,13 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
                             const at::Tensor& targets, int64_t logits_at_once) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto result = losses(hidden, weights, targets, logits_at_once, true);
-    ctx->save_for_backward({result.d_hidden, result.d_weight});
+    ctx->save_for_backward({result.d_hidden.unflatten(0, {weights.size(0), -1}), result.d_weight});
     return result.mean;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     const auto saved = ctx->get_saved_variables();
     const auto &d_hidden = saved[0], &d_weight = saved[1];
-    return {scaled(d_hidden, upstream[0]), scaled(d_weight, upstream[0]), {}, {}};
+    return {scale(d_hidden, upstream[0]).flatten(0, 1), scale(d_weight, upstream[0]), {}, {}};
   }
 };
 
@@ -127,10 +127,10 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
-  m.def("scaled(Tensor x, Tensor scales) -> Tensor");
+  m.def("scale_(Tensor(a!) x, Tensor scales) -> ()");
 }
 TORCH_LIBRARY_IMPL(megalodon, CPU, m) {
-  m.impl("scaled", &scaled_cpu);
+  m.impl("scale_", &scale_cpu);
 }
 
 }  // namespace megalodon::ops

@@ -72,6 +72,13 @@ TEST(LinearCrossEntropy, OfNoTargetIsZeroWithoutGradient) {
   EXPECT_GT(weight.grad()[1].abs().sum().item<float>(), 0);
 }
 
+TEST(LinearCrossEntropy, RefusesASecondBackwardPass) {
+  const auto hidden = testing::random({4, 3}).set_requires_grad(true), weight = testing::random({5, 3});
+  const auto loss = linear_cross_entropy(hidden, weight, targets_for(4, 5));
+  loss.backward({}, /*keep_graph=*/true);
+  testing::expect_error([&] { loss.backward(); }, "modified by an inplace operation");
+}
+
 TEST(LinearCrossEntropy, IsTheSameWithoutGradients) {
   const auto hidden = testing::random({10, 6}, at::kBFloat16), weight = testing::random({9, 6});
   const auto targets = targets_for(10, 9);
