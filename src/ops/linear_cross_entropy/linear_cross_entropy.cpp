@@ -45,6 +45,12 @@ at::Tensor logit_gradients(const at::Tensor& logits, const at::Tensor& targets, 
   return op.call(logits, targets, nll, d_nll, padding);
 }
 
+// Of x [K, n] the sums [K], in two steps: a GPU sums a row in one block.
+at::Tensor sums_of_rows(const at::Tensor& x) {
+  const int64_t n = x.size(1), parts = std::clamp<int64_t>(n & -n, 1, 256);
+  return x.unflatten(1, {parts, -1}).sum(2).sum(1);
+}
+
 struct Losses {
   at::Tensor mean;                // [K]
   at::Tensor d_hidden, d_weight;  // of each model's mean; undefined unless wanted
@@ -57,7 +63,7 @@ Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Ten
   const int64_t padding = hidden.is_cuda() ? -V & 7 : 0;
   const int64_t most = std::max<int64_t>(1, logits_at_once / V);  // rows of a block
   const auto number = hidden.options().dtype(at::kFloat);
-  const auto counted = targets.ne(kIgnoredTarget).view({K, each}).sum(1).clamp_min(1);  // [K]
+  const auto counted = sums_of_rows(targets.ne(kIgnoredTarget).view({K, each})).clamp_min(1);  // [K]
   const auto d_nll = counted.reciprocal().to(at::kFloat).unsqueeze(1).expand({K, each}).reshape({N});
   const auto nll = at::empty({N}, number);
   Losses result;
@@ -81,7 +87,7 @@ Losses losses(const at::Tensor& hidden, const at::Tensor& weights, const at::Ten
     }
   }
   if (gradients) result.d_weight = result.d_weight.narrow(1, 0, V);
-  result.mean = nll.view({K, each}).sum(1) / counted;
+  result.mean = sums_of_rows(nll.view({K, each})) / counted;
   return result;
 }
 
