@@ -57,7 +57,7 @@ at::Tensor AdamW::gradient_norms() const {
   }
   if (gradients.empty()) return at::zeros({stack_}, groups_[0].steps.options().dtype(at::kDouble));
   const auto norms = at::stack(at::_foreach_norm(gradients)).view({-1, stack_});
-  return norms.to(at::kDouble).square().sum(0).sqrt();
+  return at::linalg_vector_norm(norms, 2, at::IntArrayRef{0}, /*keepdim=*/false, at::kDouble);
 }
 
 void AdamW::step(const at::Tensor& rate, const at::Tensor& norms, const at::Tensor& skipped) {

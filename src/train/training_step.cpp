@@ -68,13 +68,14 @@ at::Tensor TrainingStep::run(const Batch& batch, int64_t parts, model::DropoutKe
     const auto tokens = of_part(batch.tokens), targets = of_part(batch.targets);
     const auto mean = batch.sequences ? model_.mean_loss(tokens, targets, *batch.sequences)
                                       : model_.mean_loss(tokens, targets, dropout);
-    const auto loss = mean / static_cast<double>(parts);
-    torch::autograd::backward({loss.sum()}, {});
-    losses += loss.detach().view(-1);
+    const double share = 1 / static_cast<double>(parts);
+    torch::autograd::backward({mean}, {at::full_like(mean, share)});
+    losses.add_(mean.detach().view(-1), share);
   }
   const auto norms = optimizer_.gradient_norms();
   auto numbers = at::stack({losses, norms});
-  optimizer_.step(rate_, norms, numbers.isfinite().all().logical_not());
+  const auto skipped = (numbers * 0).sum().ne(0);  // where one is not finite, the sum is not a number
+  optimizer_.step(rate_, norms, skipped);
   return numbers;
 }
 
