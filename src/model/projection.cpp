@@ -138,7 +138,7 @@ struct JointProjection : torch::autograd::Function<JointProjection> {
     ctx->saved_data["widths"] = widths;
     ctx->saved_data["type"] = weights[0].scalar_type();
     ctx->set_materialize_grads(tokens.has_value());
-    if (tokens) return at::embedding(ops::product(x, weight.t()), *tokens).split_with_sizes(widths, -1);
+    if (tokens) return ops::chosen_rows(ops::product(x, weight.t()), *tokens).split_with_sizes(widths, -1);
     return joint_results(ctx, x, weight, widths, for_swiglu);
   }
 

@@ -8,6 +8,20 @@
 namespace megalodon::ops {
 namespace {
 
+at::Tensor chosen_rows(const at::Tensor& table, const at::Tensor& tokens) {
+  const int64_t bytes = table.size(1) * table.element_size();
+  if (bytes % 16 != 0) return at::embedding(table, tokens);
+  const auto table_ = aligned(table, 16 / table.element_size()), tokens_ = tokens.contiguous();
+  auto shape = tokens.sizes().vec();
+  shape.push_back(table.size(1));
+  const auto y = at::empty(shape, table.options());
+  launch(table, [&](cudaStream_t stream) {
+    cuda::chosen_rows(table_.const_data_ptr(), tokens_.const_data_ptr<int64_t>(), tokens.numel(),
+                      table.size(0), bytes, y.mutable_data_ptr(), stream);
+  });
+  return y;
+}
+
 at::Tensor backward(const at::Tensor& dy, const at::Tensor& tokens, int64_t V) {
   const int64_t N = dy.size(0), D = dy.size(1);
   if (dy.numel() == 0) return at::zeros({V, D}, dy.options());
@@ -27,6 +41,7 @@ at::Tensor backward(const at::Tensor& dy, const at::Tensor& tokens, int64_t V) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(megalodon, CUDA, m) {
+  m.impl("chosen_rows", &chosen_rows);
   m.impl("embedding_backward", &backward);
 }
 

@@ -4,6 +4,31 @@
 namespace megalodon::ops::cuda {
 namespace {
 
+constexpr int kWarps = 8;
+constexpr int kRows = 4;  // of a warp
+
+__global__ void __launch_bounds__(kWarps * 32)
+    gather(const uint4* table, const std::int64_t* tokens, std::int64_t N, std::int64_t V, std::int64_t packs,
+           uint4* y) {
+  const std::int64_t first = (std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32) * kRows;
+  if (first >= N) return;
+  const uint4* from[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const std::int64_t token = tokens[first + r < N ? first + r : N - 1];
+    if (token < 0 || token >= V) __trap();
+    from[r] = table + token * packs;
+  }
+  for (std::int64_t i = threadIdx.x % 32; i < packs; i += 32) {
+    uint4 pack[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) pack[r] = __ldg(from[r] + i);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      if (first + r < N) y[(first + r) * packs + i] = pack[r];
+  }
+}
+
 constexpr int kAtOnce = 16;  // rows that are read before the first is added
 
 // A warp: 32 W columns of `rows` rows. Each lane adds to its own columns of the sums, so that no two meet.
@@ -44,6 +69,13 @@ __global__ void __launch_bounds__(32) sums(const float* x, const std::int64_t* t
 }
 
 }  // namespace
+
+void chosen_rows(const void* table, const std::int64_t* tokens, std::int64_t N, std::int64_t V,
+                 std::int64_t bytes, void* y, cudaStream_t stream) {
+  if (N == 0) return;
+  gather<<<grid_size(ceil_div(N, kWarps * kRows)), kWarps * 32, 0, stream>>>(
+      static_cast<const uint4*>(table), tokens, N, V, bytes / 16, static_cast<uint4*>(y));
+}
 
 void sums_by_token(const float* x, const std::int64_t* tokens, std::int64_t N, std::int64_t D, std::int64_t V,
                    std::int64_t rows, float* y, cudaStream_t stream) {

@@ -20,7 +20,7 @@ struct Embedding : torch::autograd::Function<Embedding> {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({tokens});
     ctx->saved_data["V"] = table.size(0);
-    return at::embedding(table, tokens);
+    return chosen_rows(table, tokens);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t);
@@ -41,6 +41,12 @@ at::Tensor embedding(const at::Tensor& table, const at::Tensor& tokens) {
                                                : embedding_reference(table, tokens);
 }
 
+at::Tensor chosen_rows(const at::Tensor& table, const at::Tensor& tokens) {
+  if (!table.is_cuda() || !has_fast_kernel(table)) return at::embedding(table, tokens);
+  static const auto op = registered<decltype(chosen_rows)>("megalodon::chosen_rows");
+  return op.call(table, tokens);
+}
+
 at::Tensor token_sums(const at::Tensor& x, const at::Tensor& tokens, int64_t V) {
   const int64_t columns = V + (-V & 7);  // in rows at multiples of 16 bytes
   const auto ones = at::zeros({x.size(0), columns}, x.options()).scatter_(1, tokens.reshape({-1, 1}), 1);
@@ -48,6 +54,7 @@ at::Tensor token_sums(const at::Tensor& x, const at::Tensor& tokens, int64_t V) 
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
+  m.def("chosen_rows(Tensor table, Tensor tokens) -> Tensor");
   m.def("embedding_backward(Tensor dy, Tensor tokens, int V) -> Tensor");
 }
 

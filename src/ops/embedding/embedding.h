@@ -8,6 +8,9 @@ namespace megalodon::ops {
 // the rest.
 at::Tensor embedding(const at::Tensor& table, const at::Tensor& tokens);
 
+// The same without a derivative.
+at::Tensor chosen_rows(const at::Tensor& table, const at::Tensor& tokens);
+
 // Rows x [N, D] summed by token: [V, D] float32 (float64), for tokens [...], N of them, in 0..V-1. As a
 // product, so that a GPU's sums in bfloat16 are in float32 and take what reading x takes.
 at::Tensor token_sums(const at::Tensor& x, const at::Tensor& tokens, int64_t V);

@@ -37,6 +37,18 @@ TEST(Embedding, GradientsHaveTheSameBitsEveryTime) {
   EXPECT_TRUE(at::equal(gradient(), gradient()));
 }
 
+TEST(Embedding, ChoosesRows) {
+  for (const auto& [V, D] : {std::pair<int64_t, int64_t>{102, 384}, {7, 1152}, {3, 8}, {5, 33}, {9, 20}}) {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      for (const std::vector<int64_t>& shape : {std::vector<int64_t>{0}, {1}, {33}, {13, 5}, {300, 7}}) {
+        SCOPED_TRACE(at::str(V, " x ", D, " ", type, " ", at::IntArrayRef(shape)));
+        const auto table = testing::random({V, D}, type), tokens = tokens_of(shape, V).to(table.device());
+        EXPECT_TRUE(at::equal(chosen_rows(table, tokens), at::embedding(table, tokens)));
+      }
+    }
+  }
+}
+
 TEST(Embedding, SumsRowsByToken) {
   for (const auto& [V, N, D] :
        {std::tuple<int64_t, int64_t, int64_t>{1, 1, 8}, {7, 50, 24}, {102, 5000, 72}}) {
