@@ -26,8 +26,8 @@ at::Tensor backward(const at::Tensor& dy, const at::Tensor& tokens, int64_t V) {
   const int64_t N = dy.size(0), D = dy.size(1);
   if (dy.numel() == 0) return at::zeros({V, D}, dy.options());
   const auto dy_ = dy.contiguous(), tokens_ = tokens.contiguous();
-  // Blocks of 128 columns, as many as run side by side on 132 multiprocessors with 227 KB for their sums.
-  const int64_t across = (D + 127) / 128, beside = 132 * ((227 << 10) / (V * 512 + 1024)),
+  // Blocks of 64 columns, as many as run side by side on 132 multiprocessors with 227 KB for their sums.
+  const int64_t across = (D + 63) / 64, beside = 132 * ((227 << 10) / (V * 256 + 1024)),
                 blocks = std::clamp<int64_t>(beside / across, 1, 192);
   const int64_t rows = std::max<int64_t>(64, (N + blocks - 1) / blocks);
   const auto partial = at::empty({(N + rows - 1) / rows, V, D}, dy.options());
