@@ -37,6 +37,16 @@ __device__ inline void load_matrices(std::uint32_t (&to)[4], std::uint32_t addre
 }
 template <bool kTransposed>
 __device__ inline void store_matrices(const std::uint32_t (&from)[4], std::uint32_t address) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static_assert(!kTransposed);
+  const unsigned lane = threadIdx.x % 32;
+#pragma unroll
+  for (unsigned i = 0; i < 4; ++i) {
+    const std::uint32_t row = __shfl_sync(~0u, address, 8 * i + lane / 4);
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(row + lane % 4 * 4), "r"(from[i]) : "memory");
+  }
+  return;
+#endif
   if constexpr (kTransposed) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
                  "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])

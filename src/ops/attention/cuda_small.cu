@@ -8,13 +8,15 @@
 
 // Attention of short chunks and narrow heads, whose cost is the memory's: a block takes one head of one chunk
 // and holds all its rows in shared memory, so that each is read once. A warp takes strips of 16 rows of the
-// matrix of scores, and of a strip tiles of 16 columns, with tensor cores. The backward pass makes the scores
-// twice, by strips of queries for dq and by strips of keys for dk and dv: no sum crosses warps.
+// matrix of scores, and of a strip tiles of 16 columns, with tensor cores. The backward pass of up to
+// kMostShort rows makes scores and their gradients once, in shared memory; that of more makes them twice, by
+// strips of queries for dq and by strips of keys for dk and dv: no sum crosses warps.
 namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kTile = 16;
 constexpr int kWarps = 8;  // of a block of up to 2 kWarps strips
+constexpr int kShortStrips = 4, kMostShort = kShortStrips * kTile;
 // Rows of a chunk: as many as shared memory holds, and registers for a warp to every two strips.
 constexpr std::int64_t most_length(std::int64_t width) {
   return width <= 64 ? 432 : 256;
@@ -42,10 +44,13 @@ __device__ std::uint32_t pair(float low, float high) {
 template <class T>
 struct Rows {
   T* first;
-  std::int64_t step;
-  int count;
+  unsigned step, count;
 
-  __device__ T* pack(int row, int i) const { return first + row * step + 8 * i; }
+  // Within 4 GB of the first: by offsets of 32 bits, which take half the instructions.
+  __device__ T* pack(unsigned row, unsigned i) const {
+    using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + (16 * i + row * (2 * step)));
+  }
 };
 
 // Rows of D numbers in shared memory, in packs of 8 whose order within runs of kTurned changes from row to
@@ -67,21 +72,41 @@ struct Matrix {
   }
   __device__ Matrix after(int rows) const { return {packs + rows * kPacks}; }
 
-  // Starts the warp's copies of a strip's rows; those that are not there become zeros.
-  __device__ void fetch(const Rows<const Bfloat16>& from, int strip) const {
-    const Lane lane;
+  static constexpr int kOfLane = kTile * kPacks / 32;  // packs of a strip
+
+  // f(i, place, row, pack) for the lane's packs of 16 rows, those of a row by neighbouring lanes: whole lines
+  // of memory.
+  template <class F>
+  __device__ static void for_packs(F&& f) {
+    const unsigned lane = threadIdx.x % 32;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = strip * kTile + lane.row + 8 * half, bytes = row < from.count ? 16 : 0;
-      const Bfloat16* const packs_of_row = from.pack(row, lane.column);
-#pragma unroll
-      for (int m = 0; m < D / 32; ++m) {
-        asm volatile(
-            "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(0, row, 4 * m + lane.column)),
-            "l"(packs_of_row + 32 * m), "r"(bytes)
-            : "memory");
+    for (int i = 0; i < kOfLane; ++i) {
+      const unsigned number = lane + 32 * i, row = number / kPacks, pack = number % kPacks;
+      if constexpr (32 % kPacks == 0) {  // bit by bit
+        f(i, place(lane / kPacks, pack) ^ place(32 / kPacks * i, 0), row, pack);
+      } else {
+        f(i, place(row, pack), row, pack);
       }
     }
+  }
+  // Starts the warp's copies of a strip's rows; those that are not there become zeros.
+  __device__ void fetch(const Rows<const Bfloat16>& from, int strip) const {
+    const unsigned first = strip * kTile;
+    const auto here = static_cast<std::uint32_t>(__cvta_generic_to_shared(packs + first * kPacks));
+    for_packs([&](int, int place, unsigned row, unsigned pack) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(here + 16 * place),
+                   "l"(from.pack(first + row, pack)), "r"(first + row < from.count ? 16 : 0)
+                   : "memory");
+    });
+  }
+  // A strip's rows to memory, those that are there.
+  __device__ void write(const Rows<Bfloat16>& to, int strip) const {
+    const unsigned first = strip * kTile;
+    uint4 from[kOfLane];
+    for_packs([&](int i, int place, unsigned, unsigned) { from[i] = packs[first * kPacks + place]; });
+    for_packs([&](int i, int, unsigned row, unsigned pack) {
+      if (first + row < to.count) __stwb(reinterpret_cast<uint4*>(to.pack(first + row, pack)), from[i]);
+    });
   }
 };
 
@@ -89,6 +114,12 @@ struct Matrix {
 __device__ void finish_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
+}
+
+// A tile as the left side of a product.
+__device__ void pack_tile(const float (*w)[4], std::uint32_t (&a)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) a[i] = pair(w[i / 2][i % 2 * 2], w[i / 2][i % 2 * 2 + 1]);
 }
 
 // 16 rows as the left side of products over their D columns.
@@ -104,22 +135,25 @@ struct Strip {
       load_matrices<false>(a[j], x.address(first, lane.index % 16, lane.index / 16, j));
   }
 
-  // [16, 16]: the products with 16 rows from `row` on.
-  __device__ void products(const Matrix<D>& x, int row, float (&c)[2][4]) const {
+  // kTiles tiles [16, 16]: the products with the rows from `row` on.
+  template <int kTiles>
+  __device__ void products(const Matrix<D>& x, int row, float (*c)[2][4]) const {
     const Lane lane;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) c[n][i] = 0;
-    }
+    for (int i = 0; i < kTiles * 8; ++i) c[i / 8][i / 4 % 2][i % 4] = 0;
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
-      std::uint32_t b[4];
-      load_matrices<false>(b, x.address(row, lane.index / 16 * 8 + lane.index % 8, lane.index / 8 % 2, j));
-      multiply_add(c[0], a[j], b[0], b[1]);
-      multiply_add(c[1], a[j], b[2], b[3]);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        std::uint32_t b[4];
+        load_matrices<false>(
+            b, x.address(row + t * kTile, lane.index / 16 * 8 + lane.index % 8, lane.index / 8 % 2, j));
+        multiply_add(c[t][0], a[j], b[0], b[1]);
+        multiply_add(c[t][1], a[j], b[2], b[3]);
+      }
     }
   }
+  __device__ void products(const Matrix<D>& x, int row, float (&c)[2][4]) const { products<1>(x, row, &c); }
 };
 
 // A strip [16, D] of sums.
@@ -129,8 +163,11 @@ struct Sums {
 
   // += w [16, 16] x, for the 16 rows of x from `row` on.
   __device__ void add(const float (&w)[2][4], const Matrix<D>& x, int row) {
-    const std::uint32_t a[4] = {pair(w[0][0], w[0][1]), pair(w[0][2], w[0][3]), pair(w[1][0], w[1][1]),
-                                pair(w[1][2], w[1][3])};
+    std::uint32_t a[4];
+    pack_tile(w, a);
+    add(a, x, row);
+  }
+  __device__ void add(const std::uint32_t (&a)[4], const Matrix<D>& x, int row) {
     const Lane lane;
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
@@ -148,6 +185,19 @@ struct Sums {
       for (int i = 0; i < 4; ++i) c[j][i] *= factor[i / 2];
     }
   }
+  // To a strip of x that the warp has for itself, and from there to that of `to`.
+  __device__ void write(const Rows<Bfloat16>& to, const Matrix<D>& x, int strip) const {
+    const Lane lane;
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      std::uint32_t words[4];
+      pack_tile(c + 2 * j, words);
+      store_matrices<false>(words, x.address(strip * kTile, lane.index % 16, lane.index / 16, j));
+    }
+    __syncwarp();
+    x.write(to, strip);
+  }
   // The strip to rows `first` .. of `to`. Of two packs the even lanes take the first, the odd ones the
   // second, so that each has 8 bytes and the four of a row 32 neighbouring ones.
   __device__ void write(const Rows<Bfloat16>& to, int first) const {
@@ -155,7 +205,7 @@ struct Sums {
     const int odd = lane.column % 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = first + lane.row + 8 * half;
+      const unsigned row = first + lane.row + 8 * half;
       Bfloat16* const place = to.pack(row, odd) + 2 * (lane.column - odd);
 #pragma unroll
       for (int j = 0; j < D / 8; j += 2) {
@@ -172,17 +222,26 @@ struct Sums {
 // The block's head of its chunk.
 struct Head {
   const SmallSizes& s;
-  unsigned H = static_cast<unsigned>(s.H), h = blockIdx.x % H,
-           of_key = h / (H / static_cast<unsigned>(s.Hkv));
-  unsigned chunk = blockIdx.x / H;
-  std::int64_t position = s.borders ? s.borders[chunk] : s.first + chunk * s.step;
-  int length = s.borders ? s.borders[chunk + 1] - s.borders[chunk] : static_cast<int>(s.length),
+  unsigned h = blockIdx.x, of_key = s.Hkv == s.H ? h : h / (gridDim.x / static_cast<unsigned>(s.Hkv));
+  std::int64_t chunk = blockIdx.y + std::int64_t{blockIdx.z} * gridDim.y;
+  bool there = chunk < s.count;
+  std::int64_t position = !there ? 0 : s.borders ? s.borders[chunk] : s.first + chunk * s.step;
+  int length = !there      ? 0
+               : s.borders ? s.borders[chunk + 1] - static_cast<int>(position)
+                           : static_cast<int>(s.length),
       strips = (length + kTile - 1) / kTile;
+
+  static dim3 grid(const SmallSizes& s) {
+    const auto columns = std::min<std::int64_t>(s.count, 32768);
+    return {static_cast<unsigned>(s.H), static_cast<unsigned>(columns),
+            static_cast<unsigned>(ceil_div(s.count, columns))};
+  }
 
   // Of one of the heads of x.
   template <int D, class T>
   __device__ Rows<T> rows(const SmallHeads<T>& x, unsigned head) const {
-    return {x.first + position * x.row + head * D, x.row, length};
+    return {x.first + position * x.row + head * D, static_cast<unsigned>(x.row),
+            static_cast<unsigned>(length)};
   }
   // Of x [positions, H, D].
   template <int D, class T>
@@ -190,18 +249,25 @@ struct Head {
     return rows<D>(SmallHeads<T>{x, s.H * D}, h);
   }
   // The number of a query in an array [positions, H].
-  __device__ std::int64_t number(int query) const { return (position + query) * s.H + h; }
+  template <class T>
+  __device__ T* number(T* first, int query) const {
+    return first + position * s.H + h + query * static_cast<int>(s.H);
+  }
 
   // f(strip) for the strips of the warp. Their work grows or falls with their numbers: the warps take turns
-  // there and back.
-  template <class F>
+  // there and back. kOnce: there are no more strips than warps.
+  template <bool kOnce = false, class F>
   __device__ void for_strips(F&& f) const {
     const int warps = static_cast<int>(blockDim.x) / 32,
               warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);
-    for (int turn = 0;; ++turn) {
-      const int strip = turn * warps + (turn % 2 == 0 ? warp : warps - 1 - warp);
-      if (strip >= strips) break;
-      f(strip);
+    if constexpr (kOnce) {
+      if (warp < strips) f(warp);
+    } else {
+      for (int turn = 0;; ++turn) {
+        const int strip = turn * warps + (turn % 2 == 0 ? warp : warps - 1 - warp);
+        if (strip >= strips) break;
+        f(strip);
+      }
     }
   }
 };
@@ -217,14 +283,27 @@ __device__ void for_tile(float (&c)[2][4], F&& f) {
   }
 }
 
-template <int D>
-__global__ void __maxnreg__(D <= 64 ? 96 : 168)
+// f(value, half, hidden) for the lane's values of two tiles, of which the first stands `before` tiles before
+// the diagonal.
+template <class F>
+__device__ void for_pair(float (*c)[2][4], int before, F&& f) {
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    const int seen = (before - t) * kTile;
+    for_tile(c[t], [&](float& x, int half, int row, int column) { f(x, half, column - row > seen); });
+  }
+}
+
+// Tiles of a strip are taken by kTogether, so that their products stand beside each other and the largest
+// score is looked for once. kOnce: no strip has more.
+template <int D, int kTogether, bool kOnce>
+__global__ void __maxnreg__(D <= 64 ? (kOnce ? 72 : 80) : 168)
     forward(SmallSizes s, SmallInputs in, Bfloat16* o, float* lse) {
   extern __shared__ __align__(128) uint4 memory[];
   const Head head{s};
   const int rows = head.strips * kTile;
   const Matrix<D> queries{memory}, keys = queries.after(rows), values = keys.after(rows);
-  head.for_strips([&](int strip) {
+  head.for_strips<kOnce>([&](int strip) {
     queries.fetch(head.rows<D>(in.q, head.h), strip);
     keys.fetch(head.rows<D>(in.k, head.of_key), strip);
     values.fetch(head.rows<D>(in.v, head.of_key), strip);
@@ -232,35 +311,54 @@ __global__ void __maxnreg__(D <= 64 ? 96 : 168)
   finish_copies();
   const Lane lane;
   const float factor = s.scale * kLog2E;
-  head.for_strips([&](int strip) {
+  head.for_strips<kOnce>([&](int strip) {
     const Strip<D> query(queries, strip * kTile);
     Sums<D> sums;
     float largest[2] = {-INFINITY, -INFINITY}, total[2] = {};  // of the scores, as powers of two
-    const auto add_tile = [&]<bool kDiagonal>(int tile, std::bool_constant<kDiagonal>) {
-      float w[2][4], now[2] = {largest[0], largest[1]}, kept[2];
-      query.products(keys, tile * kTile, w);
-      for_tile(w, [&](float& x, int half, int row, int column) {
-        x = kDiagonal && column > row ? -INFINITY : x * factor;
-        now[half] = fmaxf(now[half], x);
+    const auto add_tiles = [&](int first) {
+      float scores[kTogether][2][4], now[2] = {largest[0], largest[1]};
+      const auto for_pairs = [&](auto&& f) {
+#pragma unroll
+        for (int t = 0; t < kTogether; t += 2) {
+          if (t == 0 || first + t <= strip) f(t);
+        }
+      };
+      for_pairs([&](int t) { query.template products<2>(keys, (first + t) * kTile, scores + t); });
+      for_pairs([&](int t) {
+        for_pair(scores + t, strip - first - t, [&](float& score, int half, bool hidden) {
+          score = hidden ? -INFINITY : score * factor;
+          now[half] = fmaxf(now[half], score);
+        });
       });
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         now[half] = fmaxf(now[half], __shfl_xor_sync(~0u, now[half], 1));
         now[half] = fmaxf(now[half], __shfl_xor_sync(~0u, now[half], 2));
-        kept[half] = power_of_two(largest[half] - now[half]);
-        largest[half] = now[half];
-        total[half] *= kept[half];
       }
-      for_tile(w, [&](float& x, int half, int, int) {
-        x = power_of_two(x - now[half]);
-        total[half] += x;
+      if constexpr (!kOnce) {
+        const float kept[2] = {power_of_two(largest[0] - now[0]), power_of_two(largest[1] - now[1])};
+        sums.scale(kept);
+        total[0] *= kept[0], total[1] *= kept[1];
+      }
+      largest[0] = now[0], largest[1] = now[1];
+      for_pairs([&](int t) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          for_tile(scores[t + i], [&](float& score, int half, int, int) {
+            score = power_of_two(score - now[half]);
+            total[half] += score;
+          });
+        }
+        sums.add(scores[t], values, (first + t) * kTile);
+        if (first + t < strip) sums.add(scores[t + 1], values, (first + t + 1) * kTile);
       });
-      sums.scale(kept);
-      sums.add(w, values, tile * kTile);
     };
+    if constexpr (kOnce) {
+      add_tiles(0);
+    } else {
 #pragma unroll 1
-    for (int tile = 0; tile < strip; ++tile) add_tile(tile, std::false_type{});
-    add_tile(strip, std::true_type{});
+      for (int first = 0; first <= strip; first += kTogether) add_tiles(first);
+    }
     float factors[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -269,10 +367,10 @@ __global__ void __maxnreg__(D <= 64 ? 96 : 168)
       factors[half] = __fdividef(1, total[half]);
       const int row = strip * kTile + lane.row + 8 * half;
       if (lane.column == 0 && row < head.length)
-        lse[head.number(row)] = (largest[half] + __log2f(total[half])) * std::numbers::ln2_v<float>;
+        *head.number(lse, row) = (largest[half] + __log2f(total[half])) * std::numbers::ln2_v<float>;
     }
     sums.scale(factors);
-    sums.write(head.rows<D>(o), strip * kTile);
+    sums.write(head.rows<D>(o), queries, strip);
   });
 }
 
@@ -310,7 +408,7 @@ __device__ void prepare_rows(const Head& head, const Shared<D>& x, const Bfloat1
     };
     const Bfloat16* const gradient = gradients.pack(row, lane.column);
     const Bfloat16* const output = outputs.pack(row, lane.column);
-    const float log_sum = there ? __ldg(lse + head.number(row)) : 0;
+    const float log_sum = there ? __ldg(head.number(lse, row)) : 0;
     float delta = 0;
 #pragma unroll
     for (int m = 0; m < D / 32; ++m) {
@@ -408,6 +506,147 @@ __global__ void __maxnreg__(D <= 64 ? 128 : 255)
   head.for_strips([&](int strip) { backward_keys(head, x, out.dk, out.dv, strip); });
 }
 
+// Tiles of a matrix of scores up to its diagonal, row after row, each as its quarters of 8 x 8.
+struct Tiles {
+  std::uint32_t* words;
+
+  __host__ __device__ static constexpr int words_of(int strips) { return strips * (strips + 1) / 2 * 128; }
+  // Where row `row` of a quarter of tile (i, j) is.
+  __device__ std::uint32_t address(int i, int j, int quarter, int row) const {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(words + words_of(i))) +
+           16 * (j * 32 + quarter * 8 + row);
+  }
+  __device__ void put(int i, int j, const std::uint32_t (&a)[4]) const {
+    const Lane lane;
+    store_matrices<false>(a, address(i, j, lane.index / 8, lane.index % 8));
+  }
+  // Tile (i, j) as the left side of a product, or (j, i) transposed.
+  template <bool kTransposed>
+  __device__ void get(int i, int j, std::uint32_t (&a)[4]) const {
+    const Lane lane;
+    const int quarter = lane.index / 8;
+    load_matrices<kTransposed>(
+        a, address(kTransposed ? j : i, kTransposed ? i : j,
+                   kTransposed ? quarter / 2 + quarter % 2 * 2 : quarter, lane.index % 8));
+  }
+};
+
+template <int D>
+struct ShortShared {
+  Matrix<D> queries, keys, values, gradients;
+  Tiles weights, scores;  // of the scores the gradients
+
+  __device__ ShortShared(uint4* memory, int strips)
+      : queries{memory},
+        keys(queries.after(strips * kTile)),
+        values(keys.after(strips * kTile)),
+        gradients(values.after(strips * kTile)),
+        weights{reinterpret_cast<std::uint32_t*>(gradients.after(strips * kTile).packs)},
+        scores{weights.words + Tiles::words_of(strips)} {}
+  static int bytes(int strips) { return 4 * strips * kTile * D * 2 + 2 * Tiles::words_of(strips) * 4; }
+};
+
+// A strip's weights and gradients of scores. The product of o and d_o, which the softmax's gradient takes
+// off, is the sum of the weights times their gradients.
+template <int D>
+__device__ void make_scores(const ShortShared<D>& x, const float (&log_sums)[2], float scale, int strip) {
+  std::uint32_t weights[kShortStrips][4];
+  float d[kShortStrips][2][4], delta[2] = {};
+  const auto for_pairs = [&](auto&& f) {
+#pragma unroll
+    for (int t = 0; t < kShortStrips; t += 2) {
+      if (t == 0 || t <= strip) f(t);
+    }
+  };
+  const auto put = [&](const Tiles& tiles, int tile, const std::uint32_t (*packed)[4]) {
+    tiles.put(strip, tile, packed[0]);
+    if (tile < strip) tiles.put(strip, tile + 1, packed[1]);
+  };
+  const Strip<D> query(x.queries, strip * kTile);
+  for_pairs([&](int t) { query.template products<2>(x.keys, t * kTile, d + t); });
+  for_pairs([&](int t) {
+    for_pair(d + t, strip - t, [&](float& score, int half, bool hidden) {
+      score = hidden ? 0 : power_of_two(score * (scale * kLog2E) - log_sums[half]);
+    });
+    pack_tile(d[t], weights[t]), pack_tile(d[t + 1], weights[t + 1]);
+    put(x.weights, t, weights + t);
+  });
+  // Of the lane's value n, i of a tile the weight.
+  const auto weight = [&](int tile, int n, int i) {
+    const std::uint32_t both = weights[tile][2 * n + i / 2];
+    return __uint_as_float(i % 2 == 0 ? both << 16 : both & 0xffff0000);
+  };
+  const Strip<D> gradient(x.gradients, strip * kTile);
+  for_pairs([&](int t) { gradient.template products<2>(x.values, t * kTile, d + t); });
+  for_pairs([&](int t) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      delta[i / 2 % 2] += weight(t + i / 8, i / 4 % 2, i % 4) * d[t + i / 8][i / 4 % 2][i % 4];
+  });
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    delta[half] += __shfl_xor_sync(~0u, delta[half], 1);
+    delta[half] += __shfl_xor_sync(~0u, delta[half], 2);
+  }
+  for_pairs([&](int t) {
+    std::uint32_t packed[2][4];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      float& value = d[t + i / 8][i / 4 % 2][i % 4];
+      value = weight(t + i / 8, i / 4 % 2, i % 4) * scale * (value - delta[i / 2 % 2]);
+    }
+    pack_tile(d[t], packed[0]), pack_tile(d[t + 1], packed[1]);
+    put(x.scores, t, packed);
+  });
+}
+
+// Of a strip of the tiles, or of their transposed, from tile `first` to before `end`, the product with the
+// rows of x; by way of `through`.
+template <bool kTransposed, int D>
+__device__ void write_product(const Tiles& tiles, const Matrix<D>& x, int strip, int first, int end,
+                              const Matrix<D>& through, const Rows<Bfloat16>& to) {
+  Sums<D> sums;
+#pragma unroll 1
+  for (int tile = first; tile < end; ++tile) {
+    std::uint32_t a[4];
+    tiles.get<kTransposed>(strip, tile, a);
+    sums.add(a, x, tile * kTile);
+  }
+  sums.write(to, through, strip);
+}
+
+// A warp to every strip.
+template <int D>
+__global__ void __maxnreg__(D <= 64 ? 96 : 168)
+    backward_short(SmallSizes s, SmallInputs in, const float* lse, const Bfloat16* d_o, SmallGradients out) {
+  extern __shared__ __align__(128) uint4 memory[];
+  const Head head{s};
+  const ShortShared<D> x(memory, head.strips);
+  float log_sums[2] = {};
+  head.for_strips<true>([&](int strip) {
+    x.queries.fetch(head.rows<D>(in.q, head.h), strip);
+    x.keys.fetch(head.rows<D>(in.k, head.of_key), strip);
+    x.gradients.fetch(head.rows<D>(d_o), strip);
+    x.values.fetch(head.rows<D>(in.v, head.of_key), strip);
+    const Lane lane;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = strip * kTile + lane.row + 8 * half;
+      if (row < head.length) log_sums[half] = __ldg(head.number(lse, row)) * kLog2E;
+    }
+  });
+  finish_copies();
+  head.for_strips<true>([&](int strip) { make_scores(x, log_sums, s.scale, strip); });
+  __syncthreads();
+  head.for_strips<true>([&](int strip) {
+    write_product<false>(x.scores, x.keys, strip, 0, strip + 1, x.values, head.rows<D>(out.dq, head.h));
+    write_product<true>(x.scores, x.queries, strip, strip, head.strips, x.values,
+                        head.rows<D>(out.dk, head.h));
+    write_product<true>(x.weights, x.gradients, strip, strip, head.strips, x.values,
+                        head.rows<D>(out.dv, head.h));
+  });
+}
+
 std::int64_t rows_of(std::int64_t length) {
   return ceil_div(length, kTile) * kTile;
 }
@@ -454,17 +693,27 @@ bool has_small_kernels(std::int64_t width, std::int64_t length) {
 void small_forward(const SmallSizes& s, const SmallInputs& in, Bfloat16* o, float* lse, cudaStream_t stream) {
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto bytes = static_cast<std::size_t>(3 * rows_of(s.length) * D * 2);
-    allow_shared_memory(forward<D>, bytes);
-    forward<D><<<grid_size(s.count * s.H), threads_of(s, 8), bytes, stream>>>(s, in, o, lse);
+    const auto kernel =
+        s.length <= kMostShort ? forward<D, kShortStrips, true> : forward<D, kShortStrips / 2, false>;
+    allow_shared_memory(kernel, bytes);
+    kernel<<<Head::grid(s), threads_of(s, 8), bytes, stream>>>(s, in, o, lse);
   });
 }
 
 void small_backward(const SmallSizes& s, const SmallInputs& in, const Bfloat16* o, const float* lse,
                     const Bfloat16* d_o, const SmallGradients& out, cudaStream_t stream) {
   with_width(s.width, [&]<int D>(Width<D>) {
+    const auto blocks = Head::grid(s);
+    if (s.length <= kMostShort) {
+      const auto strips = static_cast<unsigned>(ceil_div(s.length, kTile));
+      const auto bytes = static_cast<std::size_t>(ShortShared<D>::bytes(static_cast<int>(strips)));
+      allow_all_shared_memory(backward_short<D>, bytes);
+      backward_short<D><<<blocks, 32 * strips, bytes, stream>>>(s, in, lse, d_o, out);
+      return;
+    }
     const auto bytes = static_cast<std::size_t>(Shared<D>::bytes(rows_of(s.length)));
     allow_shared_memory(backward<D>, bytes);
-    backward<D><<<grid_size(s.count * s.H), threads_of(s, 4), bytes, stream>>>(s, in, o, lse, d_o, out);
+    backward<D><<<blocks, threads_of(s, 4), bytes, stream>>>(s, in, o, lse, d_o, out);
   });
 }
 
