@@ -15,8 +15,8 @@ namespace megalodon::ops::cuda {
 namespace {
 
 constexpr int kTile = 16;
-constexpr int kWarps = 8;  // of a block of up to 2 kWarps strips
-constexpr int kShortStrips = 4, kMostShort = kShortStrips * kTile;
+constexpr int kWarps = 8;               // of a block of up to 2 kWarps strips
+constexpr int kShort = 4, kMedium = 8;  // strips of short and of medium chunks
 // Rows of a chunk: as many as shared memory holds, and registers for a warp to every two strips.
 constexpr std::int64_t most_length(std::int64_t width) {
   return width <= 64 ? 432 : 256;
@@ -546,21 +546,34 @@ struct ShortShared {
   static int bytes(int strips) { return 4 * strips * kTile * D * 2 + 2 * Tiles::words_of(strips) * 4; }
 };
 
-// A strip's weights and gradients of scores. The product of o and d_o, which the softmax's gradient takes
-// off, is the sum of the weights times their gradients.
-template <int D>
+// A strip's weights and gradients of scores, of at most kStrips tiles. The product of o and d_o, which the
+// softmax's gradient takes off, is the sum of the weights times their gradients.
+template <int D, int kStrips>
 __device__ void make_scores(const ShortShared<D>& x, const float (&log_sums)[2], float scale, int strip) {
-  std::uint32_t weights[kShortStrips][4];
-  float d[kShortStrips][2][4], delta[2] = {};
+  float d[kStrips][2][4], delta[2] = {};
   const auto for_pairs = [&](auto&& f) {
 #pragma unroll
-    for (int t = 0; t < kShortStrips; t += 2) {
+    for (int t = 0; t < kStrips; t += 2) {
       if (t == 0 || t <= strip) f(t);
     }
   };
-  const auto put = [&](const Tiles& tiles, int tile, const std::uint32_t (*packed)[4]) {
-    tiles.put(strip, tile, packed[0]);
-    if (tile < strip) tiles.put(strip, tile + 1, packed[1]);
+  const auto put = [&](const Tiles& tiles, int t) {
+    std::uint32_t packed[2][4];
+    pack_tile(d[t], packed[0]), pack_tile(d[t + 1], packed[1]);
+    tiles.put(strip, t, packed[0]);
+    if (t < strip) tiles.put(strip, t + 1, packed[1]);
+  };
+  // f(value, half, weight) for the lane's values of d.
+  const auto with_weights = [&](int t, auto&& f) {
+    std::uint32_t weights[2][4] = {};
+    x.weights.template get<false>(strip, t, weights[0]);
+    if (t < strip) x.weights.template get<false>(strip, t + 1, weights[1]);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const std::uint32_t both = weights[i / 8][i % 8 / 2];
+      f(d[t + i / 8][i / 4 % 2][i % 4], i / 2 % 2,
+        __uint_as_float(i % 2 == 0 ? both << 16 : both & 0xffff0000));
+    }
   };
   const Strip<D> query(x.queries, strip * kTile);
   for_pairs([&](int t) { query.template products<2>(x.keys, t * kTile, d + t); });
@@ -568,20 +581,13 @@ __device__ void make_scores(const ShortShared<D>& x, const float (&log_sums)[2],
     for_pair(d + t, strip - t, [&](float& score, int half, bool hidden) {
       score = hidden ? 0 : power_of_two(score * (scale * kLog2E) - log_sums[half]);
     });
-    pack_tile(d[t], weights[t]), pack_tile(d[t + 1], weights[t + 1]);
-    put(x.weights, t, weights + t);
+    put(x.weights, t);
   });
-  // Of the lane's value n, i of a tile the weight.
-  const auto weight = [&](int tile, int n, int i) {
-    const std::uint32_t both = weights[tile][2 * n + i / 2];
-    return __uint_as_float(i % 2 == 0 ? both << 16 : both & 0xffff0000);
-  };
+  __syncwarp();
   const Strip<D> gradient(x.gradients, strip * kTile);
   for_pairs([&](int t) { gradient.template products<2>(x.values, t * kTile, d + t); });
   for_pairs([&](int t) {
-#pragma unroll
-    for (int i = 0; i < 16; ++i)
-      delta[i / 2 % 2] += weight(t + i / 8, i / 4 % 2, i % 4) * d[t + i / 8][i / 4 % 2][i % 4];
+    with_weights(t, [&](float value, int half, float weight) { delta[half] += weight * value; });
   });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -589,14 +595,9 @@ __device__ void make_scores(const ShortShared<D>& x, const float (&log_sums)[2],
     delta[half] += __shfl_xor_sync(~0u, delta[half], 2);
   }
   for_pairs([&](int t) {
-    std::uint32_t packed[2][4];
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      float& value = d[t + i / 8][i / 4 % 2][i % 4];
-      value = weight(t + i / 8, i / 4 % 2, i % 4) * scale * (value - delta[i / 2 % 2]);
-    }
-    pack_tile(d[t], packed[0]), pack_tile(d[t + 1], packed[1]);
-    put(x.scores, t, packed);
+    with_weights(
+        t, [&](float& value, int half, float weight) { value = weight * scale * (value - delta[half]); });
+    put(x.scores, t);
   });
 }
 
@@ -615,9 +616,9 @@ __device__ void write_product(const Tiles& tiles, const Matrix<D>& x, int strip,
   sums.write(to, through, strip);
 }
 
-// A warp to every strip.
-template <int D>
-__global__ void __maxnreg__(D <= 64 ? 96 : 168)
+// A warp to every strip, at most kStrips.
+template <int D, int kStrips>
+__global__ void __maxnreg__(D <= 64 ? (kStrips == kShort ? 80 : 128) : (kStrips == kShort ? 168 : 255))
     backward_short(SmallSizes s, SmallInputs in, const float* lse, const Bfloat16* d_o, SmallGradients out) {
   extern __shared__ __align__(128) uint4 memory[];
   const Head head{s};
@@ -636,7 +637,7 @@ __global__ void __maxnreg__(D <= 64 ? 96 : 168)
     }
   });
   finish_copies();
-  head.for_strips<true>([&](int strip) { make_scores(x, log_sums, s.scale, strip); });
+  head.for_strips<true>([&](int strip) { make_scores<D, kStrips>(x, log_sums, s.scale, strip); });
   __syncthreads();
   head.for_strips<true>([&](int strip) {
     write_product<false>(x.scores, x.keys, strip, 0, strip + 1, x.values, head.rows<D>(out.dq, head.h));
@@ -693,9 +694,8 @@ bool has_small_kernels(std::int64_t width, std::int64_t length) {
 void small_forward(const SmallSizes& s, const SmallInputs& in, Bfloat16* o, float* lse, cudaStream_t stream) {
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto bytes = static_cast<std::size_t>(3 * rows_of(s.length) * D * 2);
-    const auto kernel =
-        s.length <= kMostShort ? forward<D, kShortStrips, true> : forward<D, kShortStrips / 2, false>;
-    allow_shared_memory(kernel, bytes);
+    const auto kernel = s.length <= kShort * kTile ? forward<D, kShort, true> : forward<D, 2, false>;
+    allow_all_shared_memory(kernel, bytes);
     kernel<<<Head::grid(s), threads_of(s, 8), bytes, stream>>>(s, in, o, lse);
   });
 }
@@ -704,15 +704,16 @@ void small_backward(const SmallSizes& s, const SmallInputs& in, const Bfloat16* 
                     const Bfloat16* d_o, const SmallGradients& out, cudaStream_t stream) {
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto blocks = Head::grid(s);
-    if (s.length <= kMostShort) {
-      const auto strips = static_cast<unsigned>(ceil_div(s.length, kTile));
-      const auto bytes = static_cast<std::size_t>(ShortShared<D>::bytes(static_cast<int>(strips)));
-      allow_all_shared_memory(backward_short<D>, bytes);
-      backward_short<D><<<blocks, 32 * strips, bytes, stream>>>(s, in, lse, d_o, out);
+    const auto strips = static_cast<int>(ceil_div(s.length, kTile));
+    if (strips <= kMedium) {
+      const auto bytes = static_cast<std::size_t>(ShortShared<D>::bytes(strips));
+      const auto kernel = strips <= kShort ? backward_short<D, kShort> : backward_short<D, kMedium>;
+      allow_all_shared_memory(kernel, bytes);
+      kernel<<<blocks, static_cast<unsigned>(32 * strips), bytes, stream>>>(s, in, lse, d_o, out);
       return;
     }
     const auto bytes = static_cast<std::size_t>(Shared<D>::bytes(rows_of(s.length)));
-    allow_shared_memory(backward<D>, bytes);
+    allow_all_shared_memory(backward<D>, bytes);
     backward<D><<<blocks, threads_of(s, 4), bytes, stream>>>(s, in, o, lse, d_o, out);
   });
 }
