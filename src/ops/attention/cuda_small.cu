@@ -17,6 +17,7 @@ namespace {
 constexpr int kTile = 16;
 constexpr int kWarps = 8;               // of a block of up to 2 kWarps strips
 constexpr int kShort = 4, kMedium = 8;  // strips of short and of medium chunks
+constexpr int kTogether = kShort;       // tiles that forward() takes at once
 // Rows of a chunk: as many as shared memory holds, and registers for a warp to every two strips.
 constexpr std::int64_t most_length(std::int64_t width) {
   return width <= 64 ? 432 : 256;
@@ -296,8 +297,8 @@ __device__ void for_pair(float (*c)[2][4], int before, F&& f) {
 
 // Tiles of a strip are taken by kTogether, so that their products stand beside each other and the largest
 // score is looked for once. kOnce: no strip has more.
-template <int D, int kTogether, bool kOnce>
-__global__ void __maxnreg__(D <= 64 ? (kOnce ? 72 : 80) : 168)
+template <int D, bool kOnce>
+__global__ void __maxnreg__(D <= 64 ? (kOnce ? 72 : 128) : 168)
     forward(SmallSizes s, SmallInputs in, Bfloat16* o, float* lse) {
   extern __shared__ __align__(128) uint4 memory[];
   const Head head{s};
@@ -694,7 +695,7 @@ bool has_small_kernels(std::int64_t width, std::int64_t length) {
 void small_forward(const SmallSizes& s, const SmallInputs& in, Bfloat16* o, float* lse, cudaStream_t stream) {
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto bytes = static_cast<std::size_t>(3 * rows_of(s.length) * D * 2);
-    const auto kernel = s.length <= kShort * kTile ? forward<D, kShort, true> : forward<D, 2, false>;
+    const auto kernel = s.length <= kShort * kTile ? forward<D, true> : forward<D, false>;
     allow_all_shared_memory(kernel, bytes);
     kernel<<<Head::grid(s), threads_of(s, 8), bytes, stream>>>(s, in, o, lse);
   });
@@ -705,11 +706,11 @@ void small_backward(const SmallSizes& s, const SmallInputs& in, const Bfloat16* 
   with_width(s.width, [&]<int D>(Width<D>) {
     const auto blocks = Head::grid(s);
     const auto strips = static_cast<int>(ceil_div(s.length, kTile));
-    if (strips <= kMedium) {
-      const auto bytes = static_cast<std::size_t>(ShortShared<D>::bytes(strips));
+    const auto short_bytes = static_cast<std::size_t>(ShortShared<D>::bytes(strips));
+    if (strips <= kMedium && short_bytes <= most_shared_memory()) {
       const auto kernel = strips <= kShort ? backward_short<D, kShort> : backward_short<D, kMedium>;
-      allow_all_shared_memory(kernel, bytes);
-      kernel<<<blocks, static_cast<unsigned>(32 * strips), bytes, stream>>>(s, in, lse, d_o, out);
+      allow_all_shared_memory(kernel, short_bytes);
+      kernel<<<blocks, static_cast<unsigned>(32 * strips), short_bytes, stream>>>(s, in, lse, d_o, out);
       return;
     }
     const auto bytes = static_cast<std::size_t>(Shared<D>::bytes(rows_of(s.length)));
