@@ -548,10 +548,11 @@ struct ShortShared {
 };
 
 // A strip's weights and gradients of scores, of at most kStrips tiles. The product of o and d_o, which the
-// softmax's gradient takes off, is the sum of the weights times their gradients.
+// softmax's gradient takes off, is the mean of the weights' gradients by the weights: of the rounded ones, so
+// that what rounding does to their sum does not show.
 template <int D, int kStrips>
 __device__ void make_scores(const ShortShared<D>& x, const float (&log_sums)[2], float scale, int strip) {
-  float d[kStrips][2][4], delta[2] = {};
+  float d[kStrips][2][4], delta[2] = {}, total[2] = {};
   const auto for_pairs = [&](auto&& f) {
 #pragma unroll
     for (int t = 0; t < kStrips; t += 2) {
@@ -588,12 +589,19 @@ __device__ void make_scores(const ShortShared<D>& x, const float (&log_sums)[2],
   const Strip<D> gradient(x.gradients, strip * kTile);
   for_pairs([&](int t) { gradient.template products<2>(x.values, t * kTile, d + t); });
   for_pairs([&](int t) {
-    with_weights(t, [&](float value, int half, float weight) { delta[half] += weight * value; });
+    with_weights(t, [&](float value, int half, float weight) {
+      delta[half] += weight * value;
+      total[half] += weight;
+    });
   });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    delta[half] += __shfl_xor_sync(~0u, delta[half], 1);
-    delta[half] += __shfl_xor_sync(~0u, delta[half], 2);
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance *= 2) {
+      delta[half] += __shfl_xor_sync(~0u, delta[half], distance);
+      total[half] += __shfl_xor_sync(~0u, total[half], distance);
+    }
+    delta[half] = __fdividef(delta[half], total[half]);
   }
   for_pairs([&](int t) {
     with_weights(
@@ -714,7 +722,7 @@ void small_backward(const SmallSizes& s, const SmallInputs& in, const Bfloat16* 
       return;
     }
     const auto bytes = static_cast<std::size_t>(Shared<D>::bytes(rows_of(s.length)));
-    allow_all_shared_memory(backward<D>, bytes);
+    allow_shared_memory(backward<D>, bytes);  // its reads of o want a first cache
     backward<D><<<blocks, threads_of(s, 4), bytes, stream>>>(s, in, o, lse, d_o, out);
   });
 }
