@@ -11,16 +11,14 @@
 // A block goes through tiles of the product: a warpgroup copies, two or three multiply a tile each in turn,
 // so that what one does with its sums falls into the others' products. Up to a depth of kMostResident the
 // weight of the block's columns stays in shared memory and its tiles are below each other; a ring carries the
-// rest.
+// rest. Backward, a and b come into a second ring, far ahead, and leave it as da and db.
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kDepth = 64, kMostResident = 384;       // of a stage; of a weight that stays
-[[maybe_unused]] constexpr int kBoxBytes = 64 * 128;  // 64 rows of 64 numbers
-constexpr int kWarpBoxBytes = 16 * 128;               // a warp's rows of them
-constexpr int kSetBytes = 2 * kWarpBoxBytes;
-constexpr int kAcross = 2;                                         // backward: boxes in a tile's columns
-constexpr int kOutColumns = 32, kOutBytes = 64 * kOutColumns * 2;  // forward: of 64 rows, in a box
+constexpr int kDepth = 64, kMostResident = 384;  // of a stage; of a weight that stays
+constexpr int kBoxBytes = 64 * 128;              // 64 rows of 64 numbers
+constexpr int kAcross = 2;                       // backward: boxes in a tile's columns
+constexpr int kOutColumns = 32, kOutBoxes = 2;   // forward: of a warpgroup's boxes on their way to memory
 
 template <bool kForward_, bool kHasB_, bool kResident_>
 struct Config {
@@ -31,20 +29,21 @@ struct Config {
   static constexpr int kHalves = kResident ? 1 : 2, kRows = 64 * kHalves;  // of a tile
   static constexpr int kColumns = kForward && kResident ? 192 : 128;       // of the product in a tile
   static constexpr int kFeatures = kForward ? kColumns / 2 : kColumns;     // forward: a's, and as many of b
-  static constexpr int kStages = !kResident ? (kForward ? 6 : 5) : kForward ? 7 : 8;
+  static constexpr int kStages = !kResident ? (kForward ? 6 : 5) : kForward ? 7 : 6;
   static constexpr int kRowsBytes = kRows * 128, kWeightBytes = kColumns * 128;
   static constexpr int kStageBytes = kRowsBytes + (kResident ? 0 : kWeightBytes);
   static constexpr int kResidentBytes = kResident ? kWeightBytes * (kMostResident / kDepth) : 0;
-  static constexpr int kOutBoxes = 2;  // forward: of a warpgroup, on their way to memory
-  static constexpr int kWarpgroupBytes = kForward ? kOutBoxes * kOutBytes : 4 * 2 * kSetBytes;
-  static constexpr int kBytes =
-      1024 + kResidentBytes + kStages * kStageBytes + kWarpgroups * kWarpgroupBytes + 512;
+  // Forward: a warpgroup's boxes. Backward: a ring of places for a and b, then da and db, of a chunk.
+  static constexpr int kSlots = kForward ? kOutBoxes * kWarpgroups : kResident ? 5 : 4;
+  static constexpr int kSlotBytes = kForward ? 64 * kOutColumns * 2 : 2 * kBoxBytes;
+  static constexpr int kChunks = kAcross * kHalves;  // of a tile
+  static constexpr int kBytes = 1024 + kResidentBytes + kStages * kStageBytes + kSlots * kSlotBytes + 512;
   static_assert(kBytes <= 227 * 1024);
 };
 
 struct Work {
   CUtensorMap x, weight;
-  CUtensorMap a{}, b{}, da{}, db{}, to_y{};  // forward: boxes of a warpgroup; backward: of a warp
+  CUtensorMap a{}, b{}, da{}, db{}, to_y{};  // boxes of a warpgroup
   bool has_factors = false;                  // forward: whether a and b are wanted
   Bfloat16* y = nullptr;                     // backward: [M, F], null where it is not wanted
   float* sums = nullptr;                     // backward: of a warp's rows of da, or null
@@ -54,7 +53,7 @@ struct Work {
 
 template <class C>
 struct Shared {
-  Barrier full[C::kStages], empty[C::kStages], resident, chunks[4 * C::kWarpgroups][2];
+  Barrier full[C::kStages], empty[C::kStages], resident, came[C::kSlots], used[C::kSlots];
 };
 
 // A block's i-th tile. Neighbouring blocks have tiles of a group of rows, so that these come from the second
@@ -95,7 +94,7 @@ __device__ void copy_weight(const Work& work, char* to, int column, int k, Barri
   }
 }
 
-// The part of the copying thread.
+// The part of the thread that copies what is multiplied.
 template <class C>
 __device__ void copy_for_products(const Work& work, char* resident, char* stages, Shared<C>& shared) {
   Tile<C> tile{work};
@@ -167,20 +166,20 @@ class Outputs {
   using Words = std::uint32_t[8];  // 2 j + half: the thread's pair of columns 8 j + ... of its row + 8 half
 
   __device__ void send(const CUtensorMap& map, const Words& words, int row, int block) {
-    char* const box = boxes_ + next_ * kOutBytes;
+    char* const box = boxes_ + next_ * C::kSlotBytes;
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
       const std::uint32_t four[4] = {words[2 * j], words[2 * j + 1], words[2 * j + 2], words[2 * j + 3]};
       store_matrices<false>(four, shared_address(box) + (place_ ^ j << 4));
     }
     written_for_copies();
-    if (leads_) wait_for_copies_back<C::kOutBoxes - 2>();  // then the next box is free
+    if (leads_) wait_for_copies_back<kOutBoxes - 2>();  // then the next box is free
     named_wait(4 + warpgroup_, 128);
     if (leads_) {
       copy_tile_back(map, row, block, box);
       commit_copies_back();
     }
-    if (++next_ == C::kOutBoxes) next_ = 0;
+    if (++next_ == kOutBoxes) next_ = 0;
   }
 
   const Work& work_;
@@ -189,32 +188,51 @@ class Outputs {
   bool leads_;
 };
 
-// A warp's boxes of a and b, 16 rows of 64 columns: chunk n, of all its tiles' in order, goes to set n % 2.
+// Backward: 64 rows and 64 columns of a tile, the n-th of all the block's tiles.
 template <class C>
-struct Chunks {
+struct Chunk {
   const Work& work;
-  char* sets;
-  Barrier* full;
-  int warpgroup, warp;
+  int row = 0, block = 0;
 
-  // By one lane.
-  __device__ void order(int n) {
-    constexpr int kChunks = kAcross * C::kHalves;
+  // False behind the last.
+  __device__ bool find(int n) {
     Tile<C> tile{work};
-    if (!tile.find(warpgroup + C::kWarpgroups * (n / kChunks))) return;
-    const int chunk = n % kChunks;
-    const int row = tile.row * C::kRows + chunk / kAcross * 64 + warp * 16;
-    const int block = tile.column * kAcross + chunk % kAcross;
-    char* const to = sets + n % 2 * kSetBytes;
-    full[n % 2].arrive_expecting(C::kHasB ? kSetBytes : kWarpBoxBytes);
-    copy_tile(to, work.a, row, block, full[n % 2]);
-    if constexpr (C::kHasB) copy_tile(to + kWarpBoxBytes, work.b, row, block, full[n % 2]);
-    if (chunk + 2 < kChunks) {  // the next of this set
-      prefetch_tile(work.a, row + 64, block);
-      if constexpr (C::kHasB) prefetch_tile(work.b, row + 64, block);
-    }
+    if (!tile.find(n / C::kChunks)) return false;
+    row = tile.row * C::kRows + n % C::kChunks / kAcross * 64;
+    block = tile.column * kAcross + n % kAcross;
+    return true;
   }
 };
+
+// The part of one of the threads that copy chunks: from the first-th on each kChunkThreads-th goes to memory
+// once it was used, and another comes to its slot.
+constexpr int kChunkThreads = 3;
+template <class C>
+__device__ void copy_chunks(const Work& work, char* slots, int first, Shared<C>& shared) {
+  Chunk<C> chunk{work};
+  const auto bring = [&](int n) {
+    if (!chunk.find(n)) return;
+    char* const slot = slots + n % C::kSlots * C::kSlotBytes;
+    Barrier& came = shared.came[n % C::kSlots];
+    came.arrive_expecting(C::kHasB ? 2 * kBoxBytes : kBoxBytes);
+    copy_tile(slot, work.a, chunk.row, chunk.block, came);
+    if constexpr (C::kHasB) copy_tile(slot + kBoxBytes, work.b, chunk.row, chunk.block, came);
+  };
+  for (int n = first; n < C::kSlots; n += kChunkThreads) bring(n);
+  for (int n = first; chunk.find(n); n += kChunkThreads) {
+    const char* const slot = slots + n % C::kSlots * C::kSlotBytes;
+    shared.used[n % C::kSlots].wait(n / C::kSlots);
+    copy_tile_back(work.da, chunk.row, chunk.block, slot);
+    if constexpr (C::kHasB) {
+      copy_tile_back(work.db, chunk.row, chunk.block, slot + kBoxBytes);
+    } else {
+      if (work.y != nullptr) copy_tile_back(work.to_y, chunk.row, chunk.block, slot + kBoxBytes);
+    }
+    commit_copies_back();
+    wait_for_copies_back();
+    bring(n + C::kSlots);
+  }
+}
 
 // Stores 64 numbers of a row; word(j) is the thread's pair of columns 8 j + ... The four threads of a row
 // exchange pairs, so that each stores 16 bytes.
@@ -269,47 +287,45 @@ __device__ void differentiate(const float (&d)[8], std::uint32_t (&a)[4], std::u
   return sum;
 }
 
-// The gradients of a tile, the warpgroup's n-th, from its d.
+// The gradients of a tile, the block's `number`-th, from its d.
 template <class C>
-__device__ void finish_backward(const Work& work, Chunks<C>& chunks, int n,
+__device__ void finish_backward(const Work& work, char* slots, Shared<C>& shared, int number,
                                 const float (&d)[C::kHalves][C::kColumns / 2], const Tile<C>& tile) {
-  constexpr int kChunks = kAcross * C::kHalves;
-  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
   float2 sums[kAcross] = {};
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int number = n * kChunks + c, half = c / kAcross, across = c % kAcross;
-    const int first = tile.row * C::kRows + half * 64 + chunks.warp * 16;
-    const int block = tile.column * kAcross + across;
-    char* const box = chunks.sets + number % 2 * kSetBytes;  // a's, then b's
-    chunks.full[number % 2].wait(number / 2);
+  for (int c = 0; c < C::kChunks; ++c) {
+    const int n = number * C::kChunks + c, half = c / kAcross, across = c % kAcross;
+    const int first = tile.row * C::kRows + half * 64 + warp * 16, block = tile.column * kAcross + across;
+    const char* const rows = slots + n % C::kSlots * C::kSlotBytes + warp * 16 * 128;  // the warp's, of a
+    shared.came[n % C::kSlots].wait(n / C::kSlots);
     std::uint32_t ys[8][2];
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
       // Row lane % 16, unit j + lane / 16 of 16 bytes.
       const std::uint32_t at =
-          shared_address(box) + (lane & 15) * 128 + (((j + (lane >> 4)) ^ (lane & 7)) << 4);
+          shared_address(rows) + (lane & 15) * 128 + (((j + (lane >> 4)) ^ (lane & 7)) << 4);
       std::uint32_t a[4], b[4], y[4];
       load_matrices<false>(a, at);
-      if constexpr (C::kHasB) load_matrices<false>(b, at + kWarpBoxBytes);
+      if constexpr (C::kHasB) load_matrices<false>(b, at + kBoxBytes);
       differentiate<C::kHasB>(reinterpret_cast<const float (&)[8]>(d[half][4 * (8 * across + j)]), a, b, y);
       store_matrices<false>(a, at);
-      store_matrices<false>(C::kHasB ? b : y, at + kWarpBoxBytes);
+      store_matrices<false>(C::kHasB ? b : y, at + kBoxBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) ys[j + i / 2][i % 2] = y[i];
     }
+    if (work.sums != nullptr) {  // of both halves' rows; those behind the last are zero, as d is
+      __syncwarp();
+      const float2 sum = sum_of_rows(rows);
+      sums[across].x += sum.x, sums[across].y += sum.y;
+      if (half == C::kHalves - 1 && block * 64 < work.F) {
+        const std::int64_t row = tile.row * 4 + warp;
+        *reinterpret_cast<float2*>(work.sums + row * work.F + block * 64 + lane * 2) = sums[across];
+      }
+    }
     written_for_copies();
     __syncwarp();
-    if (lane == 0) {
-      copy_tile_back(work.da, first, block, box);
-      if constexpr (C::kHasB) {
-        copy_tile_back(work.db, first, block, box + kWarpBoxBytes);
-      } else {
-        if (work.y != nullptr) copy_tile_back(work.to_y, first, block, box + kWarpBoxBytes);
-      }
-      commit_copies_back();
-    }
-    __syncwarp();
+    if (lane == 0) shared.used[n % C::kSlots].arrive();
     if (C::kHasB && work.y != nullptr) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -318,48 +334,33 @@ __device__ void finish_backward(const Work& work, Chunks<C>& chunks, int n,
                   [&](int j) { return ys[j][i]; });
       }
     }
-    if (work.sums != nullptr) {  // of both halves' rows; those behind the last are zero, as d is
-      const float2 sum = sum_of_rows(box);
-      sums[across].x += sum.x, sums[across].y += sum.y;
-      if (half == C::kHalves - 1 && block * 64 < work.F) {
-        const std::int64_t row = tile.row * 4 + chunks.warp;
-        *reinterpret_cast<float2*>(work.sums + row * work.F + block * 64 + lane * 2) = sums[across];
-      }
-      __syncwarp();
-    }
-    if (lane == 0) {
-      wait_for_copies_back();
-      chunks.order(number + 2);
-    }
-    __syncwarp();
   }
 }
 
 // The part of the multiplying warpgroups.
 template <class C>
-__device__ void multiply_and_finish(const Work& work, const char* resident, const char* stages,
-                                    char* of_warpgroups, Shared<C>& shared) {
+__device__ void multiply_and_finish(const Work& work, const char* resident, const char* stages, char* slots,
+                                    Shared<C>& shared) {
   const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-  char* const mine = of_warpgroups + warpgroup * C::kWarpgroupBytes;
-  [[maybe_unused]] Outputs<C> outputs(work, mine, warpgroup, warp);
-  Chunks<C> chunks{work, mine + warp * 2 * kSetBytes, shared.chunks[warpgroup * 4 + warp], warpgroup, warp};
-  if constexpr (!C::kForward) {
-    if (lane == 0) chunks.order(0), chunks.order(1);
-    __syncwarp();
-  }
+  [[maybe_unused]] Outputs<C> outputs(work, slots + warpgroup * kOutBoxes * C::kSlotBytes, warpgroup, warp);
   const auto release = [&](int stage) {
     if (lane == 0) shared.empty[stage].arrive();
   };
   Tile<C> tile{work};
-  const auto give_turn = [&] { named_arrive(1 + (warpgroup + 1) % C::kWarpgroups, 256); };
-  if (warpgroup == C::kWarpgroups - 1) give_turn();
-  for (int i = warpgroup, n = 0; tile.find(i); i += C::kWarpgroups, ++n) {
-    if (C::kResident && n == 0) shared.resident.wait(0);
+  // In turns: then a barrier's phase before the one that is waited for is over, as a wait needs.
+  constexpr int kProducts = 1, kChunks = 4;  // named barriers, one a warpgroup
+  const auto wait_for_turn = [&](int of) { named_wait(of + warpgroup, 256); };
+  const auto give_turn = [&](int of) { named_arrive(of + (warpgroup + 1) % C::kWarpgroups, 256); };
+  if (warpgroup == C::kWarpgroups - 1) {
+    give_turn(kProducts);
+    if constexpr (!C::kForward) give_turn(kChunks);
+  }
+  for (int i = warpgroup; tile.find(i); i += C::kWarpgroups) {
+    if (C::kResident && i == warpgroup) shared.resident.wait(0);
     float d[C::kHalves][C::kColumns / 2];
     RingPlace<C::kStages> place(i * work.depth);
     int previous = 0;
-    // In turns: then a barrier's phase before the one that is waited for is over, as a wait needs.
-    named_wait(1 + warpgroup, 256);
+    wait_for_turn(kProducts);
     for (int k = 0; k < work.depth; ++k) {
       shared.full[place.stage].wait(place.phase);
       const char* const rows = stages + place.stage * C::kStageBytes;
@@ -381,7 +382,7 @@ __device__ void multiply_and_finish(const Work& work, const char* resident, cons
       previous = place.stage;
       place.advance();
     }
-    give_turn();
+    give_turn(kProducts);
     products_wait<0>();
     release(previous);
     if constexpr (C::kForward) {
@@ -389,7 +390,9 @@ __device__ void multiply_and_finish(const Work& work, const char* resident, cons
       for (int half = 0; half < C::kHalves; ++half)
         outputs.finish(d[half], tile.row * C::kRows + half * 64, tile.column);
     } else {
-      finish_backward<C>(work, chunks, n, d, tile);
+      wait_for_turn(kChunks);
+      finish_backward<C>(work, slots, shared, i, d, tile);
+      give_turn(kChunks);
     }
   }
   if constexpr (C::kForward) outputs.end();
@@ -401,22 +404,26 @@ __global__ void __launch_bounds__(C::kThreads, 1) products(const __grid_constant
     extern __shared__ char shared_bytes[];
     char* const resident = shared_bytes + (-shared_address(shared_bytes) & 1023);
     char* const stages = resident + C::kResidentBytes;
-    char* const of_warpgroups = stages + C::kStages * C::kStageBytes;
-    auto& shared = *reinterpret_cast<Shared<C>*>(of_warpgroups + C::kWarpgroups * C::kWarpgroupBytes);
+    char* const slots = stages + C::kStages * C::kStageBytes;
+    auto& shared = *reinterpret_cast<Shared<C>*>(slots + C::kSlots * C::kSlotBytes);
     static_assert(sizeof shared <= 512);
     if (threadIdx.x == 0) {
       for (int i = 0; i < C::kStages; ++i) shared.full[i].start(1), shared.empty[i].start(4);  // warps
       shared.resident.start(1);
-      for (auto& sets : shared.chunks) sets[0].start(1), sets[1].start(1);
+      for (int i = 0; i < C::kSlots; ++i) shared.came[i].start(1), shared.used[i].start(4);
       barriers_are_started();
     }
     __syncthreads();
     if (threadIdx.x >= 128) {
       take_registers<C::kWarpgroups == 3 ? 160 : 232>();
-      multiply_and_finish<C>(work, resident, stages, of_warpgroups, shared);
+      multiply_and_finish<C>(work, resident, stages, slots, shared);
     } else {
       give_registers<C::kWarpgroups == 3 ? 24 : 40>();
+      const int warp = threadIdx.x / 32;
       if (threadIdx.x == 0) copy_for_products<C>(work, resident, stages, shared);
+      if constexpr (!C::kForward) {
+        if (warp > 0 && threadIdx.x % 32 == 0) copy_chunks<C>(work, slots, warp - 1, shared);
+      }
     }
   }
 }
@@ -462,16 +469,16 @@ void launch_forward(const ProductSwiglu& p, cudaStream_t stream) {
 template <bool kHasB, bool kResident>
 void launch_backward(const ProductSwigluGradients& p, cudaStream_t stream) {
   using C = Config<false, kHasB, kResident>;
-  const auto of_warp = [&](const Bfloat16* x, std::int64_t pitch) {
-    return x == nullptr ? CUtensorMap{} : matrix_map(x, p.M, p.F, pitch, 16, 1);
+  const auto of_warpgroup = [&](const Bfloat16* x, std::int64_t pitch) {
+    return x == nullptr ? CUtensorMap{} : matrix_map(x, p.M, p.F, pitch, 64, 1);
   };
   Work work{.x = matrix_map(p.dy, p.M, p.K, p.K, C::kRows, 1),
             .weight = matrix_map(p.weight, p.K, p.F, p.F, kDepth, kAcross),
-            .a = of_warp(p.a, p.a_step),
-            .b = of_warp(p.b, p.b_step),
-            .da = of_warp(p.da, p.d_step),
-            .db = of_warp(p.db, p.d_step),
-            .to_y = of_warp(p.y, p.F),
+            .a = of_warpgroup(p.a, p.a_step),
+            .b = of_warpgroup(p.b, p.b_step),
+            .da = of_warpgroup(p.da, p.d_step),
+            .db = of_warpgroup(p.db, p.d_step),
+            .to_y = of_warpgroup(p.y, p.F),
             .y = p.y,
             .sums = p.sums};
   launch_tiles<C>(work, p.M, p.K, p.F, stream);
