@@ -48,12 +48,6 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, int i, int j, 
       "l"(&map), "r"(i), "r"(j), "r"(k), "r"(shared_address(&barrier))
       : "memory");
 }
-// The same box to the second cache.
-__device__ inline void prefetch_box(const CUtensorMap& map, int i, int j, int k) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(&map), "r"(i), "r"(j),
-               "r"(k)
-               : "memory");
-}
 // And back from shared memory, what lies in the array; commit_copies_back() follows.
 __device__ inline void copy_box_back(const CUtensorMap& map, int i, int j, int k, const void* from) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
@@ -63,9 +57,6 @@ __device__ inline void copy_box_back(const CUtensorMap& map, int i, int j, int k
 // Of the matrix of `map` (matrix_map): rows from `row` on, 64 columns from 64 `block` on.
 __device__ inline void copy_tile(void* to, const CUtensorMap& map, int row, int block, Barrier& barrier) {
   copy_box(to, map, 0, row, block, barrier);
-}
-__device__ inline void prefetch_tile(const CUtensorMap& map, int row, int block) {
-  prefetch_box(map, 0, row, block);
 }
 __device__ inline void copy_tile_back(const CUtensorMap& map, int row, int block, const void* from) {
   copy_box_back(map, 0, row, block, from);

@@ -37,6 +37,7 @@ struct Config {
   static constexpr int kSlots = kForward ? kOutBoxes * kWarpgroups : kResident ? 5 : 4;
   static constexpr int kSlotBytes = kForward ? 64 * kOutColumns * 2 : 2 * kBoxBytes;
   static constexpr int kChunks = kAcross * kHalves;  // of a tile
+  static_assert(kForward || kChunks * kBoxBytes == kRows * kColumns * 2);
   static constexpr int kBytes = 1024 + kResidentBytes + kStages * kStageBytes + kSlots * kSlotBytes + 512;
   static_assert(kBytes <= 227 * 1024);
 };
@@ -204,11 +205,11 @@ struct Chunk {
   }
 };
 
-// The part of one of the threads that copy chunks: from the first-th on each kChunkThreads-th goes to memory
-// once it was used, and another comes to its slot.
-constexpr int kChunkThreads = 3;
+// The part of one of the three threads that copy chunks: from the first-th on each third goes to memory once
+// it was used, and another comes to its slot.
 template <class C>
 __device__ void copy_chunks(const Work& work, char* slots, int first, Shared<C>& shared) {
+  constexpr int kThreads = 3;
   Chunk<C> chunk{work};
   const auto bring = [&](int n) {
     if (!chunk.find(n)) return;
@@ -218,8 +219,8 @@ __device__ void copy_chunks(const Work& work, char* slots, int first, Shared<C>&
     copy_tile(slot, work.a, chunk.row, chunk.block, came);
     if constexpr (C::kHasB) copy_tile(slot + kBoxBytes, work.b, chunk.row, chunk.block, came);
   };
-  for (int n = first; n < C::kSlots; n += kChunkThreads) bring(n);
-  for (int n = first; chunk.find(n); n += kChunkThreads) {
+  for (int n = first; n < C::kSlots; n += kThreads) bring(n);
+  for (int n = first; chunk.find(n); n += kThreads) {
     const char* const slot = slots + n % C::kSlots * C::kSlotBytes;
     shared.used[n % C::kSlots].wait(n / C::kSlots);
     copy_tile_back(work.da, chunk.row, chunk.block, slot);
