@@ -29,12 +29,12 @@ struct Config {
   static constexpr int kHalves = kResident ? 1 : 2, kRows = 64 * kHalves;  // of a tile
   static constexpr int kColumns = kForward && kResident ? 192 : 128;       // of the product in a tile
   static constexpr int kFeatures = kForward ? kColumns / 2 : kColumns;     // forward: a's, and as many of b
-  static constexpr int kStages = !kResident ? (kForward ? 6 : 5) : kForward ? 7 : 6;
+  static constexpr int kStages = !kResident ? (kForward ? 6 : 5) : kForward ? 7 : 8;
   static constexpr int kRowsBytes = kRows * 128, kWeightBytes = kColumns * 128;
   static constexpr int kStageBytes = kRowsBytes + (kResident ? 0 : kWeightBytes);
   static constexpr int kResidentBytes = kResident ? kWeightBytes * (kMostResident / kDepth) : 0;
   // Forward: a warpgroup's boxes. Backward: a ring of places for a and b, then da and db, of a chunk.
-  static constexpr int kSlots = kForward ? kOutBoxes * kWarpgroups : kResident ? 5 : 4;
+  static constexpr int kSlots = kForward ? kOutBoxes * kWarpgroups : 4;
   static constexpr int kSlotBytes = kForward ? 64 * kOutColumns * 2 : 2 * kBoxBytes;
   static constexpr int kChunks = kAcross * kHalves;  // of a tile
   static_assert(kForward || kChunks * kBoxBytes == kRows * kColumns * 2);
