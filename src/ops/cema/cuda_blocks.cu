@@ -33,8 +33,9 @@ inline constexpr int kStreams = kBack ? 2 : 1;
 template <bool kBack>
 inline constexpr int kTiles = kBack ? 2 : 4;
 
-inline constexpr int kZeros = 8;                   // before the lags of a kernel
-[[maybe_unused]] inline constexpr int kMoved = 1;  // the movers' barrier
+inline constexpr int kZeros = 8;  // before the lags of a kernel
+// Named barriers: of movers; backwards, where they have read all rows, whose memory workers take then.
+[[maybe_unused]] inline constexpr int kMoved = 1, kAllRead = 2;
 
 // Of a feature. The conjugate of p conj(eta) Q scales states.
 struct Factors {
@@ -117,6 +118,7 @@ class Mover {
           Move<kBack, kBack>{thread_ / 32, thread_ % 32}.to_rows(memory_.columns[i % kTiles<kBack>][0], rows);
       }
       if (i + kTiles<kBack> < tiles) fill(i + kTiles<kBack>);
+      if (kBack && i + kTiles<kBack> == tiles - 1) named_arrive(kAllRead, kThreads);
       written_for_copies();
       if (thread_ == 0) wait_for_copies_back();  // of the tile before: the next one's rows are free
       named_wait(kMoved, kMovers);
@@ -499,6 +501,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (now.is_last()) worker.finish(carry_out, c.h0, row, N);
       }
       if constexpr (kBack) {
+        named_wait(kAllRead, kThreads);
         const std::int64_t of_row = blockIdx.y * to.apart;
         worker.write_gradients({to.q + of_row + 2 * d * N, to.eta + of_row + 2 * d * N, to.p + of_row + d * N,
                                 to.omega + of_row + d, to.apart},
