@@ -94,7 +94,7 @@ std::vector<int64_t> widths_of(at::TensorList weights) {
 
 // Of x and weights that lie together as `weight` [sum of out, in].
 variable_list joint_result(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef widths) {
-  const auto y = ops::product(rows_of(x, weight), weight.t());
+  const auto y = ops::tall_product(rows_of(x, weight), weight);
   return y.view(shape_with(x, weight.size(0))).split_with_sizes(widths, -1);
 }
 
@@ -171,7 +171,9 @@ struct LeftProjection : torch::autograd::Function<LeftProjection> {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1], d = rows_of(dy[0], weight);
     const auto type = ctx->saved_data["type"].toScalarType();
-    return {ops::product(d, weight).view(x.sizes()), ops::product(d.t(), rows_of(x, weight), type), {}};
+    return {ops::tall_product(d, weight.t().contiguous()).view(x.sizes()),
+            ops::product(d.t(), rows_of(x, weight), type),
+            {}};
   }
 };
 

@@ -15,11 +15,12 @@ bool has_kernels(const at::Tensor& x) {
   return cuda::has_product_swiglu();
 }
 
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& weight, bool factors) {
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& weight, bool factors,
+                                           bool value) {
   const int64_t M = x.size(0), K = x.size(1), F = weight.size(0) / 2;
   const auto x_ = aligned(x, 8), weight_ = aligned(weight, 8);
   const auto both = factors ? at::empty({M, 2 * F}, x.options()) : at::Tensor();
-  const auto y = at::empty({M, F}, x.options());
+  const auto y = value ? at::empty({M, F}, x.options()) : at::Tensor();
   launch(x, [&](cudaStream_t stream) {
     cuda::product_swiglu({.M = M,
                           .K = K,

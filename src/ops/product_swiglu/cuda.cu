@@ -15,10 +15,10 @@
 namespace megalodon::ops::cuda {
 namespace {
 
-constexpr int kDepth = 64, kMostResident = 384;  // of a stage; of a weight that stays
-constexpr int kBoxBytes = 64 * 128;              // 64 rows of 64 numbers
-constexpr int kAcross = 2;                       // backward: boxes in a tile's columns
-constexpr int kOutColumns = 32, kOutBoxes = 2;   // forward: of a warpgroup's boxes on their way to memory
+constexpr int kDepth = 64, kMostResident = kMostResidentDepth;  // of a stage; of a weight that stays
+constexpr int kBoxBytes = 64 * 128;                             // 64 rows of 64 numbers
+constexpr int kAcross = 2;                                      // backward: boxes in a tile's columns
+constexpr int kOutColumns = 32, kOutBoxes = 2;  // forward: of a warpgroup's boxes on their way to memory
 
 template <bool kForward_, bool kHasB_, bool kResident_>
 struct Config {
@@ -45,7 +45,7 @@ struct Config {
 struct Work {
   CUtensorMap x, weight;
   CUtensorMap a{}, b{}, da{}, db{}, to_y{};  // boxes of a warpgroup
-  bool has_factors = false;                  // forward: whether a and b are wanted
+  bool has_factors = false, has_y = false;   // forward: whether a and b are wanted; and y
   Bfloat16* y = nullptr;                     // backward: [M, F], null where it is not wanted
   float* sums = nullptr;                     // backward: of a warp's rows of da, or null
   int M = 0, F = 0, depth = 0;               // depth: stages
@@ -149,13 +149,16 @@ class Outputs {
         const int n = 16 * i + 2 * w;
         a[w] = pack(d[n], d[n + 1]);
         b[w] = pack(d[C::kFeatures / 2 + n], d[C::kFeatures / 2 + n + 1]);
-        y[w] =
-            pack(low(a[w]) * sigmoid(low(a[w])) * low(b[w]), high(a[w]) * sigmoid(high(a[w])) * high(b[w]));
       }
       if (work_.has_factors) {
         send(work_.a, a, row, block);
         send(work_.b, b, row, block);
       }
+      if (!work_.has_y) continue;
+#pragma unroll
+      for (int w = 0; w < 8; ++w)
+        y[w] =
+            pack(low(a[w]) * sigmoid(low(a[w])) * low(b[w]), high(a[w]) * sigmoid(high(a[w])) * high(b[w]));
       send(work_.to_y, y, row, block);
     }
   }
@@ -461,8 +464,9 @@ void launch_forward(const ProductSwiglu& p, cudaStream_t stream) {
   };
   Work work{.x = matrix_map(p.x, p.M, p.K, p.K, C::kRows, 1),
             .weight = matrix_map(p.weight, 2 * p.F, p.K, p.K, C::kFeatures, 1),
-            .to_y = of_warpgroup(p.y, p.F),
-            .has_factors = p.both != nullptr};
+            .has_factors = p.both != nullptr,
+            .has_y = p.y != nullptr};
+  if (work.has_y) work.to_y = of_warpgroup(p.y, p.F);
   if (work.has_factors) work.a = of_warpgroup(p.both, 2 * p.F), work.b = of_warpgroup(p.both + p.F, 2 * p.F);
   launch_tiles<C>(work, p.M, p.K, p.F, stream);
 }

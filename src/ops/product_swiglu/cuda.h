@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "ops/bfloat16.h"
+#include "ops/product_swiglu/kernel.h"
 
 namespace megalodon::ops::cuda {
 
@@ -14,8 +15,8 @@ bool has_product_swiglu();
 struct ProductSwiglu {
   std::int64_t M, K, F;
   const Bfloat16 *x, *weight;  // [M, K], [2 F, K]
-  Bfloat16* both;              // [M, 2 F]; null where it is not wanted
-  Bfloat16* y;                 // [M, F]
+  Bfloat16* both;              // [M, 2 F]
+  Bfloat16* y;                 // [M, F]; either null where it is not wanted
 };
 void product_swiglu(const ProductSwiglu& p, cudaStream_t stream);
 

@@ -5,6 +5,7 @@
 
 #include "ops/check.h"
 #include "ops/product.h"
+#include "ops/product_swiglu/kernel.h"
 #include "ops/registered.h"
 
 namespace megalodon::ops {
@@ -18,6 +19,14 @@ bool has_kernel(const at::Tensor& x, int64_t F) {
   if (x.numel() == 0 || F == 0 || (x.size(1) | F) % 64 != 0) return false;
   static const auto op = registered<bool(const at::Tensor&)>("megalodon::has_product_swiglu");
   return op.call(x);
+}
+
+// The kernel's [a, b] and y; one that is not wanted is undefined.
+std::tuple<at::Tensor, at::Tensor> run_kernel(const at::Tensor& x, const at::Tensor& weight, bool factors,
+                                              bool value) {
+  using Call = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, bool, bool);
+  static const auto call = registered<Call>("megalodon::product_swiglu");
+  return call.call(x, weight, factors, value);
 }
 
 }  // namespace
@@ -35,12 +44,18 @@ SwigluProduct product_swiglu(const at::Tensor& x, const at::Tensor& weight, bool
     const auto y = swiglu(both[0], both[1]);
     return factors ? SwigluProduct{both[0], both[1], y} : SwigluProduct{{}, {}, y};
   }
-  using Call = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, bool);
-  static const auto call = registered<Call>("megalodon::product_swiglu");
-  const auto [both, y] = call.call(x, weight, factors);
+  const auto [both, y] = run_kernel(x, weight, factors, true);
   if (!factors) return {{}, {}, y};
   const auto parts = both.chunk(2, 1);
   return {parts[0], parts[1], y};
+}
+
+at::Tensor tall_product(const at::Tensor& x, const at::Tensor& weight) {
+  constexpr int64_t kManyRows = 8192;
+  const int64_t N = weight.size(0);
+  if (x.size(0) >= kManyRows && x.size(1) <= kMostResidentDepth && N % 2 == 0 && has_kernel(x, N / 2))
+    return std::get<0>(run_kernel(x, weight, true, false));
+  return product(x, weight.t());
 }
 
 SwigluGradients product_swiglu_gradients(const at::Tensor& dy, const at::Tensor& weight, const at::Tensor& a,
@@ -69,7 +84,7 @@ SwigluGradients product_swiglu_gradients(const at::Tensor& dy, const at::Tensor&
 }
 
 TORCH_LIBRARY_FRAGMENT(megalodon, m) {
-  m.def("product_swiglu(Tensor x, Tensor weight, bool factors) -> (Tensor both, Tensor y)");
+  m.def("product_swiglu(Tensor x, Tensor weight, bool factors, bool value) -> (Tensor both, Tensor y)");
   m.def(
       "product_swiglu_backward(Tensor dy, Tensor weight, Tensor a, Tensor? b, bool value, bool sums) -> "
       "(Tensor da, Tensor db, Tensor y, Tensor d_bias)");

@@ -17,6 +17,10 @@ struct SwigluProduct {
 // a = x W_a^T and b = x W_b^T for x [M, K] and a weight [2 F, K] that is W_a and, below it, W_b.
 SwigluProduct product_swiglu(const at::Tensor& x, const at::Tensor& weight, bool factors = true);
 
+// x W^T for x [M, K] and weight W [N, K] in one type: of many short rows by the same kernel, whose weights
+// stay in shared memory; else product().
+at::Tensor tall_product(const at::Tensor& x, const at::Tensor& weight);
+
 // swiglu_gradients(a, b, dy W) for dy [M, D], weight W [D, F] and a, b [M, F], or for stacks of them,
 // [S, M, D] and so on. In the kernel dy W is neither rounded nor kept.
 SwigluGradients product_swiglu_gradients(const at::Tensor& dy, const at::Tensor& weight, const at::Tensor& a,

@@ -132,6 +132,28 @@ TEST(ProductSwiglu, TakesOperandsAnywhere) {
                    testing::random({2, 5, 128}, type), testing::random({2, 5, 128}, type), true, true);
 }
 
+// By the kernel, ragged; of fewer rows, longer ones, and columns that it does not take.
+TEST(ProductSwiglu, TallProductsAgreeWithProducts) {
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const auto& [M, K, N] : {Sizes{8192, 64, 128},
+                                  {8257, 384, 1152},
+                                  {9000, 192, 640},
+                                  {100, 384, 384},
+                                  {8200, 448, 128},
+                                  {8200, 64, 96}}) {
+      SCOPED_TRACE(at::str(M, " x ", K, " x ", N, " ", type));
+      const auto x = testing::random({M, K}, type), weight = weight_of(N, K, K, type);
+      const auto run = [&] {
+        const testing::PoisonedMemory poisoned;
+        return tall_product(x, weight);
+      };
+      const auto got = run();
+      EXPECT_LE(testing::relative_error(got, at::matmul(wide(x), wide(weight).t())), tolerance(type));
+      EXPECT_TRUE(at::equal(got, run()));
+    }
+  }
+}
+
 TEST(ProductSwiglu, NamesWhatDoesNotFit) {
   const auto x = at::zeros({3, 4}), weight = at::zeros({4, 6}), a = at::zeros({3, 6});
   testing::expect_error([&] { product_swiglu(x, at::zeros({6, 3})); },
