@@ -27,7 +27,7 @@ constexpr int kRowsBytes = kRows * 128, kWeightBytes = kColumns * 128,
 
 struct Work {
   CUtensorMap x, weight;
-  CUtensorMap h, d_sum, to, rounded;               // [M, D]; h: the residual or, backward, the sum
+  CUtensorMap h{}, d_sum{}, to{}, rounded{};       // [M, D]; h: the residual or, backward, the sum
   int M = 0, depth = 0;                            // depth: stages
   bool added = false, rounds = true;               // whether there is a d_sum, a rounded
   const float *factor = nullptr, *rstd = nullptr;  // [D]; backward: [M]
@@ -140,10 +140,11 @@ __device__ inline void copy_rounded_back(const Work& work, Shared& shared) {
 using Product = float[kHalves][kColumns / 2];
 
 // The warpgroups use slots, and then the place for what is rounded, in the order of their tiles.
+template <int kBarrier>
 class Turns {
  public:
   // The first is the warpgroup 0's.
-  __device__ Turns(int id, int warpgroup) : mine_(id + warpgroup), other_(id + 1 - warpgroup) {
+  __device__ explicit Turns(int warpgroup) : mine_(kBarrier + warpgroup), other_(kBarrier + 1 - warpgroup) {
     if (warpgroup == 1) named_arrive(other_, kMultiplying);
   }
   __device__ void begin() const { named_wait(mine_, kMultiplying); }
@@ -159,11 +160,7 @@ template <bool kForward>
 class Epilogue {
  public:
   __device__ Epilogue(const Work& work, Shared& shared, int warpgroup)
-      : work_(work),
-        shared_(shared),
-        warp_(threadIdx.x / 32 - 4),
-        pieces_(4, warpgroup),
-        rounded_(6, warpgroup) {
+      : work_(work), shared_(shared), warp_(threadIdx.x / 32 - 4), pieces_(warpgroup), rounded_(warpgroup) {
     const int lane = threadIdx.x % 32, row = lane / 4, places = (warp_ % 4 * 16 + row) * 128;
     pair_ = places + (lane % 4 / 2 ^ row) * 16 + lane % 2 * 8;
     rounded_pair_ = places + row * 16 + lane % 4 * 4;
@@ -369,7 +366,8 @@ class Epilogue {
   int warp_, row_, tile_ = 0, turn_ = 0;
   int pair_, rounded_pair_;  // bytes from the begin of a piece
   const float* factor_;
-  Turns pieces_, rounded_;
+  Turns<4> pieces_;
+  Turns<6> rounded_;
   float rstd_[kHalves][2];
   float of_columns_[kPieces] = {};
 };
@@ -382,7 +380,7 @@ __device__ void multiply_and_finish(const Work& work, Shared& shared) {
     if (lane == 0) shared.empty[stage].arrive();
   };
   // In turns: then a barrier's phase before the one that is waited for is over, as a wait needs.
-  const Turns products(1, warpgroup);
+  const Turns<1> products(warpgroup);
   Epilogue<kForward> epilogue(work, shared, warpgroup);
   for (int i = warpgroup, n = 0; first_row(i) < work.M; i += 2, ++n) {
     Product d;
