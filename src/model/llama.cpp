@@ -24,6 +24,10 @@ double embedding_range(const LlamaConfig& c) {
   return c.embedding_initializer_range > 0 ? c.embedding_initializer_range : c.initializer_range;
 }
 
+bool drops(const LlamaConfig& c, const Place& place) {
+  return c.dropout > 0 && place.dropout != nullptr;
+}
+
 NormInput norm_input(const Residual& r, const at::Tensor& factor, const LlamaConfig& c,
                      at::ScalarType compute_type) {
   return {r.x, r.added, factor, c.rms_norm_eps, compute_type, r.lookup};
@@ -66,22 +70,18 @@ LlamaBlock::LlamaBlock(const LlamaConfig& config, int64_t layer_index, Parameter
 Residual LlamaBlock::operator()(const Residual& residual, const Place& place, bool last_only) const {
   const auto input = norm_input(residual, input_norm, c, place.compute_type);
   const auto [x, mixed] = last_only ? attention_of_last(input, place) : attention(input, place);  // [B, L, D]
-  const Residual then{x, drops(place) ? Addend{drop(project(mixed, wo), c.dropout, place.dropout)}
-                                      : project_for_norm(mixed, wo, {{gate}, {up}})};
+  const Residual then{x, drops(c, place) ? Addend{drop(project(mixed, wo), c.dropout, place.dropout)}
+                                         : project_for_norm(mixed, wo, {{gate}, {up}})};
   const auto [h, inputs] =
       norm_and_project_for_swiglu(norm_input(then, post_norm, c, place.compute_type), gate, up);
   return {h, feed_forward(inputs, place)};
-}
-
-bool LlamaBlock::drops(const Place& place) const {
-  return c.dropout > 0 && place.dropout != nullptr;
 }
 
 Addend LlamaBlock::feed_forward(const SwigluInputs& inputs, const Place& place) const {
   const auto& [a, b, hidden] = inputs;  // [B, L, F]
   SwigluOptions options{.hidden = hidden, .keeps_hidden = true};
   // The next norm takes the product if it is one of all positions.
-  if (hidden.defined() && !drops(place) && place.state == nullptr) {
+  if (hidden.defined() && !drops(c, place) && place.state == nullptr) {
     options.product = layer + 1 < c.num_hidden_layers ? leave_to_norm(hidden, down, {{wk}, {wv}, {wq}})
                                                       : leave_to_norm(hidden, down, {});
   }
@@ -141,7 +141,7 @@ at::Tensor Llama::hidden(const at::Tensor& tokens, const Place& place, bool last
   const int64_t L = tokens.size(1);
   if (place.state != nullptr) reserve(*place.state, place.state->highest + L);
   Residual x{drop(embed(embedding_, tokens, at::kFloat), c_.dropout, place.dropout)};
-  if (c_.dropout == 0 || place.dropout == nullptr) x.lookup = {embedding_, tokens};
+  if (!drops(c_, place)) x.lookup = {embedding_, tokens};
   for (const auto& block : blocks_)
     x = block(x, place, last_only && L > 1 && block.layer + 1 == c_.num_hidden_layers);
   if (place.state != nullptr) place.state->advance(L);

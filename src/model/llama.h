@@ -35,7 +35,6 @@ struct LlamaBlock {
   Attended attention_of_last(const NormInput& input, const Place& place) const;
   // What the feed-forward adds, of SwiGLU's a, b and, where it is made, the hidden rows.
   Addend feed_forward(const SwigluInputs& inputs, const Place& place) const;
-  bool drops(const Place& place) const;
   at::Tensor heads(const at::Tensor& x) const;
   at::Tensor turned(const at::Tensor& x, const at::Tensor& start) const;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Place& place) const;
