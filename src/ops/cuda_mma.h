@@ -58,6 +58,20 @@ __device__ inline void store_matrices(const std::uint32_t (&from)[4], std::uint3
   }
 }
 
+// Lane 4 r + c gets the sum of the r-th numbers of all lanes with the same c.
+__device__ inline float sum_of_lanes(float (&x)[8]) {
+#pragma unroll
+  for (int rows = 4; rows > 0; rows /= 2) {
+    const bool upper = threadIdx.x & 4 * rows;
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      const float mine = upper ? x[i + rows] : x[i], other = upper ? x[i] : x[i + rows];
+      x[i] = mine + __shfl_xor_sync(~0u, other, 4 * rows);
+    }
+  }
+  return x[0];
+}
+
 // A matrix of 8 x 8 from lane to lane.
 __device__ inline std::uint32_t transposed(std::uint32_t word) {
   std::uint32_t to;
@@ -81,6 +95,13 @@ __device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b)
 __device__ inline std::uint32_t pack(float first, float second) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
   return *reinterpret_cast<const std::uint32_t*>(&both);
+}
+// And they again.
+__device__ inline float low(std::uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ inline float high(std::uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000);
 }
 
 }  // namespace megalodon::ops::cuda

@@ -376,8 +376,7 @@ __global__ void __maxnreg__(D <= 64 ? (kOnce ? 72 : 128) : 168)
 }
 
 __device__ float product(std::uint32_t a, std::uint32_t b) {
-  return __uint_as_float(a << 16) * __uint_as_float(b << 16) +
-         __uint_as_float(a & 0xffff0000) * __uint_as_float(b & 0xffff0000);
+  return low(a) * low(b) + high(a) * high(b);
 }
 
 template <int D>
@@ -573,8 +572,7 @@ __device__ void make_scores(const ShortShared<D>& x, const float (&log_sums)[2],
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const std::uint32_t both = weights[i / 8][i % 8 / 2];
-      f(d[t + i / 8][i / 4 % 2][i % 4], i / 2 % 2,
-        __uint_as_float(i % 2 == 0 ? both << 16 : both & 0xffff0000));
+      f(d[t + i / 8][i / 4 % 2][i % 4], i / 2 % 2, i % 2 == 0 ? low(both) : high(both));
     }
   };
   const Strip<D> query(x.queries, strip * kTile);

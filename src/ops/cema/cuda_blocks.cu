@@ -197,20 +197,6 @@ __device__ void split(float a, float b, std::uint32_t& high, std::uint32_t& low)
   }
 }
 
-// Lane 4 r + c gets the sum of the r-th numbers of all lanes with the same c.
-[[maybe_unused]] __device__ float sum_of_row(float (&x)[8], int lane) {
-#pragma unroll
-  for (int rows = 4; rows > 0; rows /= 2) {
-    const bool upper = lane & 4 * rows;
-#pragma unroll
-    for (int i = 0; i < rows; ++i) {
-      const float mine = upper ? x[i + rows] : x[i], other = upper ? x[i] : x[i + rows];
-      x[i] = mine + __shfl_xor_sync(~0u, other, 4 * rows);
-    }
-  }
-  return x[0];
-}
-
 // A warp of workers: a feature.
 template <bool kBack, bool kCarried>
 class Worker {
@@ -244,8 +230,7 @@ class Worker {
     float (&kernel)[kZeros + kBlock] = memory_.kernel[warp_];
     const int row = lane_ / 4, column = lane_ % 4;
     if (lane_ < kZeros) kernel[lane_] = 0;
-    kernel[kZeros + 8 * (row / 2) + 2 * column + row % 2] =
-        sum_of_row(lags, lane_) + (lane_ == 0 ? c.omega : 0);
+    kernel[kZeros + 8 * (row / 2) + 2 * column + row % 2] = sum_of_lanes(lags) + (lane_ == 0 ? c.omega : 0);
     __syncwarp();
     const auto words = [&](int distance) {
       const float* const at = &kernel[kZeros - 7 + 8 * distance + 2 * column + row];

@@ -283,7 +283,7 @@ class Epilogue {
         });
       }
       done(place);
-      of_columns_[p] += add_rows(columns);
+      of_columns_[p] += sum_of_lanes(columns);  // the lane / 4-th
     }
     add_other_blocks(products);
     for_rows([&](int half, int i) { products[half][i] *= rstd_[half][i] * rstd_[half][i] / kD; });
@@ -343,22 +343,6 @@ class Epilogue {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half)
       sums[half][0] += others[half].x, sums[half][1] += others[half].y;
-  }
-
-  // Of 8 columns the sums over the warp's rows: lanes of the same columns exchange theirs until each has one,
-  // the 4 (lane / 16) + 2 (lane / 8 % 2) + lane / 4 % 2-th.
-  __device__ static float add_rows(float (&sums)[8]) {
-    int count = 4;
-#pragma unroll
-    for (int distance = 16; distance >= 4; distance /= 2, count /= 2) {
-      const bool upper = threadIdx.x & distance;
-#pragma unroll
-      for (int e = 0; e < count; ++e) {
-        const float mine = upper ? sums[count + e] : sums[e], others = upper ? sums[e] : sums[count + e];
-        sums[e] = mine + __shfl_xor_sync(~0u, others, distance);
-      }
-    }
-    return sums[0];
   }
 
   const Work& work_;

@@ -120,13 +120,6 @@ __device__ void copy_for_products(const Work& work, char* resident, char* stages
   }
 }
 
-__device__ float low(std::uint32_t pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ float high(std::uint32_t pair) {
-  return __uint_as_float(pair & 0xffff0000);
-}
-
 // What a warpgroup makes of its rows, to memory by way of boxes in shared memory.
 template <class C>
 class Outputs {
