@@ -96,7 +96,7 @@ __device__ inline std::uint32_t pack(float first, float second) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
   return *reinterpret_cast<const std::uint32_t*>(&both);
 }
-// And they again.
+// The two numbers of such a word.
 __device__ inline float low(std::uint32_t pair) {
   return __uint_as_float(pair << 16);
 }

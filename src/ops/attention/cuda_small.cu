@@ -36,11 +36,6 @@ __device__ float power_of_two(float x) {
   return y;
 }
 
-__device__ std::uint32_t pair(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const std::uint32_t*>(&both);
-}
-
 // Rows of D numbers of a head in memory, `count` of them.
 template <class T>
 struct Rows {
@@ -120,7 +115,7 @@ __device__ void finish_copies() {
 // A tile as the left side of a product.
 __device__ void pack_tile(const float (*w)[4], std::uint32_t (&a)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) a[i] = pair(w[i / 2][i % 2 * 2], w[i / 2][i % 2 * 2 + 1]);
+  for (int i = 0; i < 4; ++i) a[i] = pack(w[i / 2][i % 2 * 2], w[i / 2][i % 2 * 2 + 1]);
 }
 
 // 16 rows as the left side of products over their D columns.
@@ -210,8 +205,8 @@ struct Sums {
       Bfloat16* const place = to.pack(row, odd) + 2 * (lane.column - odd);
 #pragma unroll
       for (int j = 0; j < D / 8; j += 2) {
-        std::uint32_t low = pair(c[j][2 * half], c[j][2 * half + 1]),
-                      high = pair(c[j + 1][2 * half], c[j + 1][2 * half + 1]);
+        std::uint32_t low = pack(c[j][2 * half], c[j][2 * half + 1]),
+                      high = pack(c[j + 1][2 * half], c[j + 1][2 * half + 1]);
         const std::uint32_t other = __shfl_xor_sync(~0u, odd ? low : high, 1);
         (odd ? low : high) = other;
         if (row < to.count) __stwb(reinterpret_cast<uint2*>(place + 8 * j), make_uint2(low, high));
