@@ -398,17 +398,20 @@ __device__ void multiply_and_finish(const Work& work, Shared& shared) {
     epilogue.finish(d);
   }
   if constexpr (!kForward) {
-    auto* const d_factor = reinterpret_cast<float*>(shared.stages);
     named_wait(3, kMultiplying);
-    epilogue.write_columns(d_factor);
-    named_wait(3, kMultiplying);
-    if (thread < kColumns) {
-      float sum = 0;
-#pragma unroll
-      for (int warp = 0; warp < kWarps; ++warp) sum += d_factor[warp * kColumns + thread];
-      work.of_rows[std::int64_t{blockIdx.x} * kD + blockIdx.z * kColumns + thread] = sum;
-    }
+    epilogue.write_columns(reinterpret_cast<float*>(shared.stages));
   }
+}
+
+// What write_columns() of all warps wrote.
+[[maybe_unused]] __device__ void sum_columns(const Work& work, const Shared& shared) {
+  const auto* const d_factor = reinterpret_cast<const float*>(shared.stages);
+  const int column = threadIdx.x;
+  if (column >= kColumns) return;
+  float sum = 0;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) sum += d_factor[warp * kColumns + column];
+  work.of_rows[std::int64_t{blockIdx.x} * kD + blockIdx.z * kColumns + column] = sum;
 }
 
 template <bool kForward>
@@ -439,6 +442,7 @@ __global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ 
       __syncwarp();
     }
     cluster_sync();  // no block ends while the other sends to it
+    if constexpr (!kForward) sum_columns(work, shared);
   }
 }
 
