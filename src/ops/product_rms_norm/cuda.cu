@@ -441,7 +441,7 @@ __global__ void __launch_bounds__(kThreads, 1) products(const __grid_constant__ 
       if (threadIdx.x == 96) copy_rounded_back(work, shared);
       __syncwarp();
     }
-    cluster_sync();  // no block ends while the other sends to it
+    cluster_sync();  // no block ends while the other sends to it; backward, the columns' sums are there
     if constexpr (!kForward) sum_columns(work, shared);
   }
 }
